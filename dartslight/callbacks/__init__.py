@@ -1,0 +1,7 @@
+"""Lightning callbacks: they schedule, remember and write; what they run is in `dartslight.selection`."""
+
+from dartslight.callbacks.run_files import RunCheckpoints, RunConfig
+from dartslight.callbacks.selector import Selector
+from dartslight.callbacks.true_accuracy import TrueAccuracy
+
+__all__ = ["RunCheckpoints", "RunConfig", "Selector", "TrueAccuracy"]

@@ -1,0 +1,65 @@
+"""Callbacks that keep a run's folder: its configuration and its checkpoints."""
+
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.cli import SaveConfigCallback
+
+from dartslight.modules.checkpoint import HEADER
+from dartslight.run_folder import CONFIG, LAST, folder_of, write_whole
+
+
+class RunConfig(SaveConfigCallback):
+    """Creates the run's folder with its configuration once everything has proved right, and puts it into checkpoints."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Does nothing yet: the folder must not appear before all input has been checked."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Creates the folder and writes the configuration, unless the run goes on in a folder that has it."""
+        folder = folder_of(trainer)
+        if folder is None or not trainer.is_global_zero:
+            return
+        path = folder.create()
+        (path / "checkpoints").mkdir(exist_ok=True)
+        if not (path / CONFIG).exists():
+            write_whole(path / CONFIG, self._text())
+        for logger in trainer.loggers:
+            logger.log_hyperparams(yaml.safe_load(self._text()))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Puts the configuration into the checkpoint, from which other commands take it."""
+        checkpoint[HEADER] = {**checkpoint.get(HEADER, {}), "config": self._text()}
+
+    def _text(self) -> str:
+        text: str = self.parser.dump(self.config, skip_none=False)
+        return text
+
+
+class RunCheckpoints(Checkpoint):
+    """Keeps ``checkpoints/last.ckpt`` of the run up to date.
+
+    Args:
+        every_n_batches: Also write it within an epoch, every so many batches; null for the ends of epochs only.
+    """
+
+    def __init__(self, every_n_batches: int | None = None) -> None:
+        self.every_n_batches = every_n_batches
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Writes the checkpoint where it is due within an epoch; its end follows with one of its own."""
+        if self.every_n_batches and (batch_idx + 1) % self.every_n_batches == 0 and not trainer.is_last_batch:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the checkpoint at the end of an epoch, with the decisions that were taken there."""
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        folder = folder_of(trainer)
+        if folder is not None:
+            trainer.save_checkpoint(folder.path / "checkpoints" / LAST)

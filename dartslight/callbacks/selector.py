@@ -1,0 +1,122 @@
+"""Runs a selection rule on the supernet that is being trained: asks it when it is due, and keeps what it answered."""
+
+import time
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from dartslight.callbacks.live_supernet import LiveSupernet
+from dartslight.genotype import Genotype
+from dartslight.modules import SearchModule
+from dartslight.report import save_drawing
+from dartslight.run_folder import DECISIONS, GENOTYPE, SEARCHED, folder_of, write_whole
+from dartslight.seeding import run_seed
+from dartslight.selection import Rule
+from dartslight.selection.record import decisions_csv, in_words, record
+
+class Selector(Callback):
+    """Lets a rule decide the supernet after the search, and fine-tunes it between the decisions.
+
+    What is due follows from the number of finished epochs alone, so a run that goes on anywhere catches up by itself.
+
+    Args:
+        rule: The selection rule.
+    """
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self._points = 0
+        self._decisions: list[dict[str, Any]] = []
+        self._extra_epochs: int | None = None
+
+    # ------------------------------------------------------------------ when
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Adds the epochs of the selection to those of the search."""
+        if stage != "fit":
+            return
+        module = _search(pl_module)
+        schedule = self.rule.schedule(module.space)
+        if module.search_epochs is None:
+            module.search_epochs = trainer.max_epochs
+        module.tuning, module.tuning_epochs = self.rule.tuning(), schedule.epochs
+        trainer.fit_loop.max_epochs = cast(int, module.search_epochs) + schedule.epochs
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Catches up with what is due when a run begins or goes on."""
+        self._catch_up(trainer, _search(pl_module), trainer.current_epoch)
+        if self._is_complete(_search(pl_module)) and trainer.current_epoch >= self._last_epoch(_search(pl_module)):
+            trainer.should_stop = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Catches up where Lightning has skipped the end of an epoch, as after a checkpoint on its last batch."""
+        self._catch_up(trainer, _search(pl_module), trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes the decisions that are due after this epoch, so that its checkpoint holds them."""
+        self._catch_up(trainer, _search(pl_module), trainer.current_epoch + 1)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Shows the architecture and how it was decided."""
+        if self._is_complete(_search(pl_module)):
+            self._conclude(trainer, _search(pl_module))
+
+    def _last_epoch(self, module: SearchModule) -> int:
+        return cast(int, module.search_epochs) + module.tuning_epochs
+
+    def _is_complete(self, module: SearchModule) -> bool:
+        return self._points == len(self.rule.schedule(module.space).points)
+
+    def _catch_up(self, trainer: Trainer, module: SearchModule, epochs: int) -> None:
+        """Takes the decisions that should exist after so many epochs."""
+        points = self.rule.schedule(module.space).points
+        due = sum(cast(int, module.search_epochs) + point <= epochs for point in points)
+        if due and not module.tuning.monitor:
+            trainer.limit_val_batches = 0
+        if self._points >= due:
+            return
+        folder = folder_of(trainer)
+        if self._points == 0 and folder is not None and trainer.current_epoch + 1 == module.search_epochs == epochs:
+            trainer.save_checkpoint(folder.path / "checkpoints" / SEARCHED)
+        while self._points < due:
+            self._decide(trainer, module, epochs)
+
+    # ------------------------------------------------------------------ what
+
+    def _decide(self, trainer: Trainer, module: SearchModule, epochs: int) -> None:
+        """Asks the rule at one decision point and commits what rank 0 heard."""
+        start = time.perf_counter()
+        count = len(self.rule.schedule(module.space).points)
+        supernet = LiveSupernet(trainer, module, f"decision {self._points + 1} of {count}")
+        outcome = trainer.strategy.broadcast(self.rule.decide(supernet, self._points, run_seed()))
+        seconds = time.perf_counter() - start
+        module.choices = outcome.choices
+        for decision in outcome.decisions:
+            self._decisions.append(record(decision, len(self._decisions), epochs, seconds))
+        self._points += 1
+        folder = folder_of(trainer)
+        if folder is not None and trainer.is_global_zero:
+            write_whole(folder.path / DECISIONS, decisions_csv(self._decisions))
+
+    def _conclude(self, trainer: Trainer, module: SearchModule) -> None:
+        genotype = Genotype.from_choices(module.space, module.choices)
+        folder = folder_of(trainer)
+        if folder is not None and trainer.is_global_zero:
+            write_whole(folder.path / GENOTYPE, genotype.to_json())
+            for suffix in ("png", "svg"):
+                save_drawing(genotype, folder.path / f"cell.{suffix}")
+        if trainer.is_global_zero:
+            print(f"\n{in_words(genotype, self._decisions)}\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything that the selection has done so far, as plain values."""
+        return {"points": self._points, "decisions": self._decisions}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from what `state_dict` returned."""
+        self._points, self._decisions = state_dict["points"], list(state_dict["decisions"])
+
+
+def _search(module: LightningModule) -> SearchModule:
+    assert isinstance(module, SearchModule)
+    return module

@@ -1,0 +1,249 @@
+"""The discrete description of an architecture: frozen values, versioned JSON, the notations of DARTS and NAS-Bench-201.
+
+A genotype is self-contained: it holds every cell with its edges, so that retraining, drawing and look-ups need no
+search space beside it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dartslight.errors import InputError
+from dartslight.spaces import SPACES, Cell, Choices, Edge, SearchSpace
+
+FORMAT = "dartslight.genotype/1"
+_MACROS = ("darts", "nasbench201")
+_CELL_NAMES = {"darts": ("normal", "reduction"), "nasbench201": ("cell",)}
+
+
+@dataclass(frozen=True, slots=True)
+class Genotype:
+    """One architecture of a search space.
+
+    Args:
+        space: Name of the search space that it was chosen from.
+        macro: The network around the cells, see `dartslight.spaces.layout`.
+        cells: The cell types; every edge carries exactly one operation.
+    """
+
+    space: str
+    macro: str
+    cells: tuple[Cell, ...]
+
+    @classmethod
+    def from_choices(cls, space: SearchSpace, choices: Choices) -> "Genotype":
+        """Returns the architecture that is left when every edge is decided.
+
+        Raises:
+            ValueError: If an edge is still undecided.
+        """
+        cells = []
+        for cell in space.cells:
+            if choices.undecided(cell.name):
+                raise ValueError(f"Edges {choices.undecided(cell.name)} of cell {cell.name!r} are still undecided.")
+            edges = tuple(
+                Edge(cell.edges[e].source, cell.edges[e].node, (cell.edges[e].ops[choices.of(cell.name)[e][0]],))
+                for e in choices.kept(cell.name)
+            )
+            cells.append(Cell(cell.name, cell.num_inputs, cell.num_nodes, cell.output, edges))
+        return cls(space.name, space.macro, tuple(cells))
+
+    @classmethod
+    def from_darts(
+        cls, space: SearchSpace, normal: Sequence[tuple[str, int]], reduction: Sequence[tuple[str, int]]
+    ) -> "Genotype":
+        """Returns the genotype of the usual DARTS notation.
+
+        Args:
+            space: One of the spaces with the DARTS network.
+            normal: Pairs of operation and source, two for each node in turn.
+            reduction: The same for the reduction cell.
+        """
+        cells = tuple(
+            Cell(
+                cell.name,
+                cell.num_inputs,
+                cell.num_nodes,
+                cell.output,
+                tuple(
+                    Edge(int(source), cell.num_inputs + i // 2, (op,))
+                    for i, (op, source) in sorted(enumerate(pairs), key=lambda item: (item[0] // 2, item[1][1]))
+                ),
+            )
+            for cell, pairs in zip(space.cells, (normal, reduction), strict=True)
+        )
+        return cls(space.name, space.macro, cells)
+
+    @classmethod
+    def from_nasbench201(cls, arch: str) -> "Genotype":
+        """Returns the genotype of NAS-Bench-201's string notation.
+
+        Args:
+            arch: For example ``|skip_connect~0|+|none~0|nor_conv_3x3~1|+|none~0|none~1|avg_pool_3x3~2|``.
+
+        Raises:
+            InputError: If the text is not in that notation or names an unknown operation.
+        """
+        space = SPACES["nasbench201"]
+        edges = []
+        try:
+            for node, group in enumerate(arch.split("+"), start=1):
+                for entry in group.strip("|").split("|"):
+                    op, source = entry.split("~")
+                    edges.append(Edge(int(source), node, (op,)))
+        except ValueError:
+            raise InputError(
+                f"{arch!r} is not in NAS-Bench-201's notation; it should read like "
+                "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|avg_pool_3x3~2|."
+            ) from None
+        (cell,) = space.cells
+        genotype = cls(
+            space.name, space.macro, (Cell(cell.name, cell.num_inputs, cell.num_nodes, cell.output, tuple(edges)),)
+        )
+        _check(genotype, f"the architecture {arch!r}")
+        if len(edges) != len(cell.edges):
+            raise InputError(f"{arch!r} has {len(edges)} edges, but a NAS-Bench-201 cell has 6; give all of them.")
+        return genotype
+
+    def to_nasbench201(self) -> str:
+        """Returns NAS-Bench-201's string notation.
+
+        Raises:
+            InputError: If the genotype is of another space.
+        """
+        if self.space != "nasbench201":
+            raise InputError(
+                f"The genotype is of the space {self.space!r}, but only genotypes of the space 'nasbench201' have a "
+                "NAS-Bench-201 notation; give one of those."
+            )
+        (cell,) = self.cells
+        groups = [[cell.edges[e] for e in cell.edges_into(node)] for node in cell.nodes]
+        return "+".join("|" + "".join(f"{edge.ops[0]}~{edge.source}|" for edge in group) for group in groups)
+
+    def to_json(self) -> str:
+        """Returns the text of a genotype file."""
+        cells = {
+            cell.name: {
+                "inputs": cell.num_inputs,
+                "nodes": cell.num_nodes,
+                "output": cell.output,
+                "edges": [{"node": edge.node, "source": edge.source, "op": edge.ops[0]} for edge in cell.edges],
+            }
+            for cell in self.cells
+        }
+        return json.dumps({"format": FORMAT, "space": self.space, "macro": self.macro, "cells": cells}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, name: str = "the genotype") -> "Genotype":
+        """Reads and validates the text of a genotype file.
+
+        Args:
+            text: What `to_json` gave.
+            name: How messages call the text, for example its file.
+
+        Raises:
+            InputError: If it is no genotype, of a newer format, or not of its space.
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{name} is not JSON ({error}); give a genotype.json that a run has written.") from None
+        found = data.get("format") if isinstance(data, dict) else None
+        if found != FORMAT:
+            what = f"has the format {found!r}" if found is not None else "has no 'format'"
+            hint = "it may be from a newer version: update dartslight" if _is_newer(found) else "give another file"
+            raise InputError(f"{name} {what}, but this version reads {FORMAT!r}; {hint}.")
+        try:
+            genotype = cls(_text(data, "space"), _text(data, "macro"), tuple(_cells(data)))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InputError(f"{name} is not a whole genotype ({error}); give the file that a run has written.") from None
+        _check(genotype, name)
+        return genotype
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Genotype":
+        """Reads a genotype file.
+
+        Raises:
+            InputError: If it cannot be read or is not valid.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not text"
+            raise InputError(
+                f"The genotype {str(path)!r} cannot be read ({reason}); give a genotype.json of a run."
+            ) from None
+        return cls.from_json(text, f"The genotype {str(path)!r}")
+
+
+def _is_newer(found: object) -> bool:
+    return isinstance(found, str) and found.startswith(FORMAT.rpartition("/")[0] + "/")
+
+
+def _text(data: Mapping[str, Any], key: str) -> str:
+    value = data[key]
+    if not isinstance(value, str):
+        raise TypeError(f"{key!r} is not a text")
+    return value
+
+
+def _number(data: Mapping[str, Any], key: str) -> int:
+    value = data[key]
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 1000:
+        raise TypeError(f"{key!r} is not a number between 0 and 1000")
+    return value
+
+
+def _cells(data: Mapping[str, Any]) -> list[Cell]:
+    cells = []
+    for name, cell in data["cells"].items():
+        edges = tuple(Edge(_number(e, "source"), _number(e, "node"), (_text(e, "op"),)) for e in cell["edges"])
+        output = cell["output"]
+        if output not in ("concat", "last"):
+            raise ValueError(f"the output {output!r} is neither 'concat' nor 'last'")
+        cells.append(Cell(name, _number(cell, "inputs"), _number(cell, "nodes"), output, edges))
+    return cells
+
+
+def _check(genotype: Genotype, name: str) -> None:
+    """Raises InputError unless every edge of the genotype can stand where it stands."""
+    if genotype.macro not in _MACROS:
+        raise InputError(f"{name} is for the network {genotype.macro!r}, but the known ones are {', '.join(_MACROS)}.")
+    names = tuple(cell.name for cell in genotype.cells)
+    if names != _CELL_NAMES[genotype.macro]:
+        raise InputError(f"{name} has the cells {list(names)}, but needs {list(_CELL_NAMES[genotype.macro])}.")
+    for cell in genotype.cells:
+        pairs = [(edge.source, edge.node) for edge in cell.edges]
+        for edge in cell.edges:
+            if edge.node not in cell.nodes or edge.source >= edge.node or pairs.count((edge.source, edge.node)) > 1:
+                raise InputError(
+                    f"{name} has an edge {edge} in its {cell.name} cell that cannot be there; an edge leads once from "
+                    f"an earlier node to one of the nodes {list(cell.nodes)}."
+                )
+        starved = [node for node in cell.nodes if not cell.edges_into(node)]
+        if not cell.num_nodes or starved:
+            raise InputError(f"{name} has nodes {starved} without inputs in its {cell.name} cell; each needs at least one.")
+    space = SPACES.get(genotype.space)
+    if space is not None:
+        _check_space(genotype, space, name)
+    elif "." not in genotype.space:
+        raise InputError(f"{name} is of the space {genotype.space!r}, but the known ones are {', '.join(SPACES)}.")
+
+
+def _check_space(genotype: Genotype, space: SearchSpace, name: str) -> None:
+    if genotype.macro != space.macro:
+        raise InputError(f"{name} is of the space {space.name!r} but for another network than that of this space.")
+    for cell, whole in zip(genotype.cells, space.cells, strict=True):
+        if (cell.num_inputs, cell.num_nodes, cell.output) != (whole.num_inputs, whole.num_nodes, whole.output):
+            raise InputError(f"{name} has a {cell.name} cell of another shape than those of the space {space.name!r}.")
+        allowed = {(edge.source, edge.node): edge.ops for edge in whole.edges}
+        for edge in cell.edges:
+            ops = allowed[edge.source, edge.node]
+            if edge.ops[0] not in ops:
+                raise InputError(
+                    f"{name} has the operation {edge.ops[0]!r} on edge {edge} of its {cell.name} cell, but the space "
+                    f"{space.name!r} allows {', '.join(ops)} there."
+                )

@@ -1,0 +1,175 @@
+"""The network around the cells: stem, chain of blocks, classifier. The supernet and the discrete network stand in it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dartslight.errors import InputError
+from dartslight.nets.cell import CellNetwork
+from dartslight.nets.operations import Conv, FactorizedReduce, Operation, Setting, Source
+from dartslight.spaces import Block, Cell, layout
+
+Stem = Literal["cifar", "imagenet"]
+
+
+class ResidualBlock(nn.Module):
+    """The fixed block between two stages of a NAS-Bench-201 network: halves the size, doubles the channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, track: bool) -> None:
+        super().__init__()
+        self.conv_a = Conv(in_channels, out_channels, 3, stride=2, affine=True, track=track)
+        self.conv_b = Conv(out_channels, out_channels, 3, stride=1, affine=True, track=track)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+
+    def forward(self, source: Source) -> Source:
+        """Returns the block's output."""
+        y = self.conv_b(Source(self.conv_a(source, None)), None)
+        # An odd height or width keeps its last pixels, as the strided convolution beside it does.
+        return Source(y + self.shortcut(F.avg_pool2d(source.x, 2, stride=2, ceil_mode=True)))
+
+
+def _norm(channels: int, track: bool) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, track_running_stats=track)
+
+
+def _small_stem(channels: int, track: bool) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), _norm(channels, track))
+
+
+class ImageNetStem(nn.Module):
+    """Three convolutions that make an eighth of the height and width; gives the last two states, half apart."""
+
+    def __init__(self, channels: int, track: bool) -> None:
+        super().__init__()
+        half = channels // 2
+        self.first = nn.Sequential(
+            nn.Conv2d(3, half, 3, stride=2, padding=1, bias=False),
+            _norm(half, track),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(half, channels, 3, stride=2, padding=1, bias=False),
+            _norm(channels, track),
+        )
+        self.second = nn.Sequential(
+            nn.ReLU(), nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False), _norm(channels, track)
+        )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the states at a quarter and at an eighth of the size."""
+        first = self.first(images)
+        return first, self.second(first)
+
+
+class Network(nn.Module):
+    """Stem, blocks and classifier for cells of any kind.
+
+    Args:
+        macro: The chain of blocks, see `dartslight.spaces.layout`.
+        cells: The cell types by name.
+        num_cells: Number of searched cells.
+        init_channels: Channels of the first cell's operations.
+        num_classes: Number of classes.
+        affine: Whether the batch normalisations inside the cells have a learned scale and shift.
+        normalise_pools: Whether a batch normalisation follows a pooling inside the cells.
+        track: Whether batch normalisations keep running statistics.
+        stem: ``cifar`` for small pictures; ``imagenet`` makes an eighth of the size first (``darts`` networks only).
+    """
+
+    def __init__(
+        self,
+        macro: str,
+        cells: Mapping[str, Cell],
+        num_cells: int,
+        init_channels: int,
+        num_classes: int,
+        *,
+        affine: bool,
+        normalise_pools: bool,
+        track: bool = True,
+        stem: Stem = "cifar",
+    ) -> None:
+        super().__init__()
+        if init_channels < 2 or num_classes < 2:
+            raise InputError(
+                f"init_channels is {init_channels} and the number of classes {num_classes}, but both must be at least 2."
+            )
+        self.layout = layout(macro, num_cells)
+        setting = Setting(init_channels, 1, affine, track, normalise_pools)
+        self.blocks = nn.ModuleList()
+        if macro == "darts":
+            self.stem, channels = self._add_chain(cells, setting, stem)
+            self.tail: nn.Module = nn.Identity()
+        elif stem == "cifar":
+            self.stem, channels = self._add_stages(cells, setting)
+            self.tail = nn.Sequential(_norm(channels, track), nn.ReLU(inplace=True))
+        else:
+            raise InputError(f"The stem {stem!r} goes with networks of the DARTS kind only; use 'cifar'.")
+        self.classifier = nn.Linear(channels, num_classes)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _add_chain(self, cells: Mapping[str, Cell], setting: Setting, stem: Stem) -> tuple[nn.Module, int]:
+        """Adds the cells of a DARTS network, each of which reads the two before it."""
+        init, track = setting.channels, setting.track
+        first: nn.Module = ImageNetStem(init, track) if stem == "imagenet" else _small_stem(3 * init, track)
+        older = newer = init if stem == "imagenet" else 3 * init
+        halved = stem == "imagenet"  # whether the newer state is half as large as the older one
+        for block in self.layout:
+            cell, channels = cells[block.cell or ""], init * block.width
+            older_op: Operation = (
+                FactorizedReduce(older, channels, setting.affine, track)
+                if halved
+                else Conv(older, channels, 1, 1, setting.affine, track)
+            )
+            newer_op = Conv(newer, channels, 1, 1, setting.affine, track)
+            place = replace(setting, channels=channels, stride=2 if block.reduction else 1)
+            self.blocks.append(CellNetwork(cell, (older_op, newer_op), place))
+            older, newer, halved = newer, channels * cell.num_nodes, block.reduction
+        return first, newer
+
+    def _add_stages(self, cells: Mapping[str, Cell], setting: Setting) -> tuple[nn.Module, int]:
+        """Adds the cells of a NAS-Bench-201 network, each of which reads the one before it."""
+        init = channels = setting.channels
+        for block in self.layout:
+            if block.cell is None:
+                self.blocks.append(ResidualBlock(channels, init * block.width, setting.track))
+                channels = init * block.width
+            else:
+                self.blocks.append(CellNetwork(cells[block.cell], (), replace(setting, channels=channels)))
+        return _small_stem(init, setting.track), channels
+
+    def start(self, images: Tensor) -> tuple[Source, Source]:
+        """Returns the two states in front of the first block."""
+        state = self.stem(images.contiguous(memory_format=torch.channels_last))
+        if isinstance(state, tuple):
+            return Source(state[0]), Source(state[1])
+        source = Source(state)
+        return source, source
+
+    def advance(
+        self, states: tuple[Source, Source], blocks: range, apply: Callable[[Block, CellNetwork, list[Source]], Source]
+    ) -> tuple[Source, Source]:
+        """Runs some blocks and returns the two states behind them.
+
+        Args:
+            states: The two states in front of them.
+            blocks: The indices of the blocks.
+            apply: Runs one cell on its inputs.
+        """
+        older, newer = states
+        for index in blocks:
+            block = self.blocks[index]
+            if isinstance(block, CellNetwork):
+                inputs = [older, newer][-block.cell.num_inputs :]
+                older, newer = newer, apply(self.layout[index], block, inputs)
+            else:
+                older, newer = newer, block(newer)
+        return older, newer
+
+    def classify(self, state: Source) -> Tensor:
+        """Returns the logits, (batch, classes), of the last state."""
+        features = self.tail(state.x).mean(dim=(2, 3))
+        logits: Tensor = self.classifier(features)
+        return logits

@@ -1,0 +1,288 @@
+"""The candidate operations, and what several of them share of one source.
+
+An operation takes the `Source` it reads and its mixing weight and returns its weighted output, ``weight * op(x)``. It
+applies the weight where that is cheapest: in the last batch normalisation, or to the values themselves. What edges from
+one source have in common (the ReLU in front of every convolution, each pooling) is computed once for all of them.
+
+Papers: DARTS (https://arxiv.org/abs/1806.09055), NAS-Bench-201 (https://arxiv.org/abs/2001.00326), noise in S4
+(https://arxiv.org/abs/1909.09656). No convolution has a bias. To add an operation, write a class with ``forward(source,
+weight)`` and enter it in `OPERATIONS`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dartslight.errors import InputError
+
+Weight = Tensor | None
+"""A mixing weight: one entry for each channel (channels,), one for each picture (batch, 1, 1, 1), or None for 1."""
+
+
+class Source:
+    """The output of one node, with what several edges read of it computed on first use.
+
+    Args:
+        x: The node's output, (batch, channels, height, width).
+    """
+
+    __slots__ = ("_relu", "_values", "x")
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self._relu: Tensor | None = None
+        self._values: dict[nn.Module, Tensor] = {}
+
+    @property
+    def relu(self) -> Tensor:
+        """The rectified output, computed once."""
+        if self._relu is None:
+            self._relu = F.relu(self.x)
+        return self._relu
+
+    def once(self, module: nn.Module) -> Tensor:
+        """Returns a module's value at this output, computed once."""
+        if module not in self._values:
+            self._values[module] = module(self.x)
+        return self._values[module]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What an operation must know of the place where it stands.
+
+    Args:
+        channels: Channels of its input and output.
+        stride: 1, or 2 where it halves the height and width.
+        affine: Whether its batch normalisations have a learned scale and shift.
+        track: Whether its batch normalisations keep running statistics.
+        normalise_pools: Whether a batch normalisation follows a pooling.
+    """
+
+    channels: int
+    stride: int
+    affine: bool
+    track: bool
+    normalise_pools: bool
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation that multiplies its output by a mixing weight at no cost."""
+
+    def forward(self, x: Tensor, weight: Weight = None) -> Tensor:
+        """Returns ``weight * batch_norm(x)``.
+
+        Args:
+            x: (batch, channels, height, width).
+            weight: The mixing weight.
+        """
+        scale, shift = self.weight, self.bias
+        if weight is not None and weight.dim() == 1:
+            scale = weight if scale is None else scale * weight
+            shift = None if shift is None else shift * weight
+        batch_statistics = self.training or self.running_mean is None
+        # The running statistics of a part of a distributed batch are this rank's own, as in torch's BatchNorm2d.
+        y = F.batch_norm(
+            x, self.running_mean, self.running_var, scale, shift, batch_statistics, self.momentum or 0.0, self.eps
+        )
+        return y if weight is None or weight.dim() == 1 else y * weight
+
+
+def scaled(x: Tensor, weight: Weight) -> Tensor:
+    """Returns ``weight * x``."""
+    if weight is None:
+        return x
+    return x * (weight.view(1, -1, 1, 1) if weight.dim() == 1 else weight)
+
+
+class Operation(nn.Module):
+    """A candidate operation, see the module's docstring."""
+
+    shared = False
+    """Whether all edges from one source with one stride may use one instance, because it learns nothing."""
+
+    droppable = True
+    """Whether drop path applies to the output."""
+
+    def forward(self, source: Source, weight: Weight) -> Tensor | None:
+        """Returns ``weight * op(source)``, or None where that is zero."""
+        raise NotImplementedError
+
+
+class Zero(Operation):
+    """``none``: no connection."""
+
+    shared = True
+
+    def forward(self, source: Source, weight: Weight) -> None:
+        """Returns None: nothing is added to the node."""
+        return
+
+
+class Noise(Operation):
+    """``noise``: fresh standard normal numbers in place of the input, a distractor that must never be chosen (S4)."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, source: Source, weight: Weight) -> Tensor:
+        """Returns weighted noise of the output's shape."""
+        return scaled(torch.randn_like(source.x[:, :, :: self.stride, :: self.stride]), weight)
+
+
+class Identity(Operation):
+    """``skip_connect`` where the shape stays the same."""
+
+    shared = True
+    droppable = False
+
+    def forward(self, source: Source, weight: Weight) -> Tensor:
+        """Returns the weighted input."""
+        return scaled(source.x, weight)
+
+
+class _Pooled(nn.Module):
+    """A 3x3 pooling that does not count its padding, and its normalisation if there is one."""
+
+    def __init__(self, kind: str, setting: Setting) -> None:
+        super().__init__()
+        self.kind, self.stride = kind, setting.stride
+        self.norm = (
+            nn.BatchNorm2d(setting.channels, affine=False, track_running_stats=setting.track)
+            if setting.normalise_pools
+            else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "max":
+            y = F.max_pool2d(x, 3, self.stride, padding=1)
+        else:
+            y = F.avg_pool2d(x, 3, self.stride, padding=1, count_include_pad=False)
+        normalised: Tensor = self.norm(y)
+        return normalised
+
+
+class Pool(Operation):
+    """``max_pool_3x3`` and ``avg_pool_3x3``; in the DARTS supernet a normalisation without scale and shift follows."""
+
+    shared = True
+
+    def __init__(self, kind: str, setting: Setting) -> None:
+        super().__init__()
+        self.pooled = _Pooled(kind, setting)
+
+    def forward(self, source: Source, weight: Weight) -> Tensor:
+        """Returns the weighted pooling, which all edges from the source share."""
+        return scaled(source.once(self.pooled), weight)
+
+
+class Conv(Operation):
+    """ReLU, convolution, batch normalisation: ``nor_conv_kxk``, and the 1x1 convolutions in front of a cell."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, affine: bool, track: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+        self.norm = BatchNorm(out_channels, affine=affine, track_running_stats=track)
+
+    def forward(self, source: Source, weight: Weight) -> Tensor:
+        """Returns the weighted output."""
+        y: Tensor = self.norm(self.conv(source.relu), weight)
+        return y
+
+
+class FactorizedReduce(Operation):
+    """``skip_connect`` with stride 2: two 1x1 convolutions, the second one pixel further, side by side."""
+
+    def __init__(self, in_channels: int, out_channels: int, affine: bool, track: bool) -> None:
+        super().__init__()
+        self.even = nn.Conv2d(in_channels, out_channels // 2, 1, stride=2, bias=False)
+        self.odd = nn.Conv2d(in_channels, out_channels - out_channels // 2, 1, stride=2, bias=False)
+        self.norm = BatchNorm(out_channels, affine=affine, track_running_stats=track)
+
+    def forward(self, source: Source, weight: Weight) -> Tensor:
+        """Returns the weighted output; odd heights and widths are padded by one pixel at the end."""
+        x = source.relu
+        height, width = x.shape[-2:]
+        shifted = F.pad(x, (0, width % 2, 0, height % 2))[:, :, 1:, 1:]
+        y: Tensor = self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1), weight)
+        return y
+
+
+class SeparableConv(Operation):
+    """ReLU, depthwise convolution, pointwise convolution, normalisation, once or twice in a row.
+
+    ``sep_conv_kxk`` is this twice with dilation 1, ``dil_conv_kxk`` once with dilation 2; only the first has the stride.
+    """
+
+    def __init__(self, kernel: int, dilation: int, repeats: int, setting: Setting) -> None:
+        super().__init__()
+        channels = setting.channels
+        padding = dilation * (kernel // 2)
+        self.depthwise = nn.ModuleList(
+            nn.Conv2d(
+                channels,
+                channels,
+                kernel,
+                setting.stride if i == 0 else 1,
+                padding,
+                dilation,
+                groups=channels,
+                bias=False,
+            )
+            for i in range(repeats)
+        )
+        self.pointwise = nn.ModuleList(nn.Conv2d(channels, channels, 1, bias=False) for _ in range(repeats))
+        self.norm = nn.ModuleList(
+            BatchNorm(channels, affine=setting.affine, track_running_stats=setting.track) for _ in range(repeats)
+        )
+
+    def forward(self, source: Source, weight: Weight) -> Tensor:
+        """Returns the weighted output."""
+        y = source.relu
+        last = len(self.norm) - 1
+        for i, (depthwise, pointwise, norm) in enumerate(zip(self.depthwise, self.pointwise, self.norm, strict=True)):
+            y = norm(pointwise(depthwise(y)), weight if i == last else None)
+            if i < last:
+                y = F.relu(y, inplace=True)
+        return y
+
+
+def _skip(setting: Setting) -> Operation:
+    if setting.stride == 1:
+        return Identity()
+    return FactorizedReduce(setting.channels, setting.channels, setting.affine, setting.track)
+
+
+def _conv(kernel: int) -> Callable[[Setting], Operation]:
+    return lambda s: Conv(s.channels, s.channels, kernel, s.stride, s.affine, s.track)
+
+
+OPERATIONS: dict[str, Callable[[Setting], Operation]] = {
+    "none": lambda s: Zero(),
+    "noise": lambda s: Noise(s.stride),
+    "max_pool_3x3": lambda s: Pool("max", s),
+    "avg_pool_3x3": lambda s: Pool("avg", s),
+    "skip_connect": _skip,
+    "sep_conv_3x3": lambda s: SeparableConv(3, 1, 2, s),
+    "sep_conv_5x5": lambda s: SeparableConv(5, 1, 2, s),
+    "dil_conv_3x3": lambda s: SeparableConv(3, 2, 1, s),
+    "dil_conv_5x5": lambda s: SeparableConv(5, 2, 1, s),
+    "nor_conv_1x1": _conv(1),
+    "nor_conv_3x3": _conv(3),
+}
+"""Every operation by name: what builds it in a given place."""
+
+
+def make_operation(name: str, setting: Setting) -> Operation:
+    """Returns a new operation.
+
+    Raises:
+        InputError: If there is no operation of that name.
+    """
+    if name not in OPERATIONS:
+        raise InputError(f"There is no operation {name!r}; the known ones are {', '.join(OPERATIONS)}.")
+    return OPERATIONS[name](setting)

@@ -1,0 +1,133 @@
+"""The folder of a run: where it is, its metrics, and files written whole or not at all."""
+
+import csv
+import io
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+METRICS, CONFIG, GENOTYPE, DECISIONS = "metrics.csv", "config.yaml", "genotype.json", "decisions.csv"
+LAST, SEARCHED = "last.ckpt", "search.ckpt"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file so that at any moment either the old one or the new one is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+class RunFolder(Logger):
+    """Gives a run a folder ``version_N`` that no other run has, and writes its ``metrics.csv``.
+
+    The folder appears with `create`, once everything that the user gave has proved right.
+
+    Args:
+        root: The folder in which runs get their folders.
+        resumed: The folder of a run that goes on, or None for a new run.
+    """
+
+    def __init__(self, root: str | Path, resumed: Path | None = None) -> None:
+        super().__init__()
+        self._root = Path(root)
+        self._path = resumed
+        self._rows: list[dict[str, Any]] = []
+        self._resumed = resumed is not None
+
+    @property
+    def path(self) -> Path:
+        """The folder; its name is settled by `create`."""
+        return self._path or self._root / f"version_{self._next_number()}"
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder has been created."""
+        return self._path is not None
+
+    def create(self) -> Path:
+        """Makes the folder, with a number that no other run has taken, and returns it."""
+        while self._path is None:
+            candidate = self.path
+            try:
+                candidate.mkdir(parents=True)
+                self._path = candidate
+            except FileExistsError:
+                continue  # another run was faster
+        if self._resumed and not self._rows:
+            self._rows = _read_rows(self._path / METRICS)
+        return self._path
+
+    def _next_number(self) -> int:
+        taken = [p.name.removeprefix("version_") for p in self._root.glob("version_*")]
+        return max((int(number) for number in taken if number.isdigit()), default=-1) + 1
+
+    @property
+    def name(self) -> str:
+        """No name: runs differ by their version."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """The last part of the folder's path."""
+        return self.path.name
+
+    @property
+    def save_dir(self) -> str:
+        """The folder in which runs get their folders."""
+        return str(self.path.parent)
+
+    @property
+    def log_dir(self) -> str:
+        """The folder."""
+        return str(self.path)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: the configuration has a file of its own."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Adds metrics to the row of a step; rows of a run that was interrupted after that step are dropped."""
+        step = step or 0
+        if self._resumed:
+            self._rows = [row for row in self._rows if int(row["step"]) < step]
+            self._resumed = False
+        if not self._rows or self._rows[-1]["step"] != step:
+            self._rows.append({"step": step})
+        self._rows[-1].update(metrics)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Writes the metrics."""
+        if not self.exists or not self._rows:
+            return
+        columns = list(dict.fromkeys(key for row in self._rows for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_whole(self.path / METRICS, text.getvalue())
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Writes the metrics at the end of the run."""
+        self.save()
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{k: v for k, v in row.items() if v} | {"step": int(row["step"])} for row in csv.DictReader(file)]
+
+
+def folder_of(trainer: Trainer) -> RunFolder | None:
+    """Returns the run folder of a trainer, or None where it has none."""
+    return next((logger for logger in trainer.loggers if isinstance(logger, RunFolder)), None)

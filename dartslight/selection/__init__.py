@@ -1,0 +1,32 @@
+"""Selection: how a trained supernet becomes one architecture."""
+
+from dartslight.selection.perturbation import Perturbation
+from dartslight.selection.rule import (
+    Candidate,
+    Decision,
+    Evaluation,
+    Measurement,
+    Outcome,
+    Rule,
+    Schedule,
+    Supernet,
+    Tuning,
+    Variant,
+)
+from dartslight.selection.strongest import Magnitude, Random
+
+__all__ = [
+    "Candidate",
+    "Decision",
+    "Evaluation",
+    "Magnitude",
+    "Measurement",
+    "Outcome",
+    "Perturbation",
+    "Random",
+    "Rule",
+    "Schedule",
+    "Supernet",
+    "Tuning",
+    "Variant",
+]

@@ -1,0 +1,91 @@
+"""The record of a selection: the rows of decisions.csv, and how it was decided in words."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from dartslight.genotype import Genotype
+from dartslight.selection.rule import Decision
+
+COLUMNS = (
+    "decision",
+    "epoch",
+    "cell",
+    "kind",
+    "edge",
+    "node",
+    "op",
+    "criterion",
+    "score_with",
+    "score_without",
+    "batches",
+    "pictures",
+    "chosen",
+    "margin",
+    "noise",
+    "seconds",
+)
+"""The columns of decisions.csv; a row is one candidate that was measured."""
+
+
+def record(decision: Decision, number: int, epoch: int, seconds: float) -> dict[str, Any]:
+    """Returns a decision as plain values for a checkpoint.
+
+    Args:
+        decision: The decision.
+        number: Its number in the run.
+        epoch: Finished epochs when it was taken.
+        seconds: How long the decision point took.
+    """
+    return {"decision": number, "epoch": epoch, "seconds": round(seconds, 3), **asdict(decision)}
+
+
+
+def decisions_csv(decisions: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the text of decisions.csv.
+
+    Args:
+        decisions: The decisions as the selector keeps them.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for decision in decisions:
+        for candidate in decision["candidates"]:
+            row = {key: decision[key] for key in COLUMNS if key in decision}
+            row |= {key: candidate[key] for key in ("node", "op", "score_with", "score_without")}
+            row |= {"edge": f"{candidate['node']}<-{candidate['source']}", "chosen": int(candidate["chosen"])}
+            writer.writerow({key: "" if value is None else value for key, value in row.items()})
+    return text.getvalue()
+
+
+def in_words(genotype: Genotype, decisions: Sequence[Mapping[str, Any]]) -> str:
+    """Returns how an architecture was decided, and the architecture, for a person to read."""
+    lines = ["How it was decided (margin: by how much the kept one leads; noise: the margin's standard error)"]
+    for decision in decisions:
+        candidates = decision["candidates"]
+        gone = {c["source"] for c in candidates if not c["chosen"]}
+        chosen = [c for c in candidates if c["chosen"]]
+        node = chosen[0]["node"]
+        if decision["kind"] == "operation":
+            place, kept = f"{node}<-{chosen[0]['source']}", chosen[0]["op"]
+        else:
+            sources = sorted({c["source"] for c in candidates} - gone)
+            place, kept = f"node {node}", "inputs " + " and ".join(str(source) for source in sources)
+        lines.append(f"  {decision['cell']:<10}{place:<8}{kept:<16}{_evidence(decision)}")
+    lines.append("The architecture")
+    lines += [f"  {cell.name:<10}{edge!s:<8}{edge.ops[0]}" for cell in genotype.cells for edge in cell.edges]
+    return "\n".join(lines)
+
+
+def _evidence(decision: Mapping[str, Any]) -> str:
+    if decision["margin"] is None:
+        return f"by {decision['criterion']}, nothing to compare with"
+    text = f"by {decision['criterion']}, margin {decision['margin']:.4f}"
+    if decision["noise"] is not None:
+        text += f", noise {decision['noise']:.4f} on {decision['pictures']} pictures"
+        if decision["margin"] < 2 * decision["noise"]:
+            text += " (within the noise)"
+    return text

@@ -1,0 +1,192 @@
+"""What every selection rule shares: what it is given, what it answers, when it is asked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from dartslight.nets import Mixing
+from dartslight.spaces import Choices, SearchSpace
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How the supernet is fine-tuned between two decisions.
+
+    Args:
+        learning_rate: Learning rate of the operation weights (published: a tenth of the search's, 0.0025).
+        schedule: ``constant`` (published), or ``cosine`` down to the search's minimum over the whole selection.
+        warm_momentum: Whether the weight optimizer keeps its momentum when the selection begins (published: no).
+        train_alphas: Whether the architecture parameters go on learning where the strategy teaches them.
+        monitor: Whether validation passes go on between decisions.
+    """
+
+    learning_rate: float = 0.0025
+    schedule: Literal["constant", "cosine"] = "constant"
+    warm_momentum: bool = False
+    train_alphas: bool = True
+    monitor: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When a rule decides, in epochs after the search.
+
+    Args:
+        points: For each decision point the number of fine-tuning epochs before it, in ascending order.
+        epochs: The number of fine-tuning epochs in all.
+    """
+
+    points: tuple[int, ...] = (0,)
+    epochs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One thing that was measured for a decision: an operation of an edge, or an edge into a node.
+
+    Args:
+        source: The node that the edge reads.
+        node: The node that the edge is added to.
+        op: The operation.
+        score_with: The criterion with the candidate in place, where it was measured.
+        score_without: The criterion without the candidate, where it was measured.
+        chosen: Whether the decision kept it.
+    """
+
+    source: int
+    node: int
+    op: str
+    score_with: float | None
+    score_without: float | None
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One decision and what it rests on.
+
+    Args:
+        cell: The cell type.
+        kind: ``operation`` of one edge, or ``inputs`` of one node.
+        criterion: What the scores are: ``loss``, ``accuracy``, ``weight`` (of the mixing) or ``random``.
+        candidates: Everything that was measured, in the order of measuring.
+        batches: Batches used for each score.
+        pictures: Pictures used for each score.
+        margin: How far the kept candidate is from the best one that was not kept, in the criterion's unit.
+        noise: Standard error of the margin over pictures, or None where there is no noise.
+    """
+
+    cell: str
+    kind: Literal["operation", "inputs"]
+    criterion: str
+    candidates: tuple[Candidate, ...]
+    batches: int = 0
+    pictures: int = 0
+    margin: float | None = None
+    noise: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a rule answers at a decision point: the choices now, and the decisions that led there."""
+
+    choices: Choices
+    decisions: tuple[Decision, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to run the supernet that is to be measured.
+
+    Args:
+        mixing: The mixing weights.
+        choices: The operations that are computed.
+        label: What it is, for the progress bar.
+    """
+
+    mixing: Mixing
+    choices: Choices
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """On what, and how, variants are measured.
+
+    Args:
+        augmented: Whether the validation pictures get the training augmentation.
+        batches: Number of batches, or None for the whole validation half.
+        statistics: Batch normalisation by the ``running`` statistics, by those of each batch (``batch_frozen``), or
+            by those of each batch with the running ones following (``batch_update``, published).
+        seed: Seeds the order of the pictures, the augmentation, and whatever is random in the network.
+    """
+
+    augmented: bool
+    batches: int | None
+    statistics: Literal["batch_update", "batch_frozen", "running"]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What one variant gave on every picture.
+
+    Args:
+        loss: Cross-entropy of each picture, (pictures,), float64.
+        correct: 1 where the picture was classified rightly, else 0, (pictures,), float64.
+        batches: Number of batches.
+    """
+
+    loss: Tensor
+    correct: Tensor
+    batches: int
+
+
+class Supernet(Protocol):
+    """What a rule may ask of the supernet that it decides."""
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space."""
+
+    @property
+    def choices(self) -> Choices:
+        """What is open now."""
+
+    def mixing(self, choices: Choices) -> Mixing:
+        """Returns the mixing weights if these choices were the present ones."""
+
+    def measure(self, variants: Sequence[Variant], evaluation: Evaluation) -> list[Measurement]:
+        """Measures all variants on the same pictures in one pass."""
+
+
+class Rule:
+    """Decides a supernet, see `decide`. A rule holds settings only; what has been decided is in the choices."""
+
+    def tuning(self) -> Tuning:
+        """Returns how the supernet is fine-tuned between the decision points."""
+        return Tuning()
+
+    def schedule(self, space: SearchSpace) -> Schedule:
+        """Returns when the rule decides; by default everything at once after the search."""
+        return Schedule()
+
+    def decide(self, supernet: Supernet, point: int, seed: int) -> Outcome:
+        """Takes the decisions of one decision point.
+
+        Args:
+            supernet: The supernet.
+            point: Index of the decision point in the schedule.
+            seed: The run's seed; with the point it determines every draw.
+        """
+        raise NotImplementedError
+
+
+def nodes_to_thin(space: SearchSpace, cell: str) -> tuple[int, ...]:
+    """Returns the nodes of a cell type that have more inputs than an architecture keeps."""
+    if space.inputs_per_node is None:
+        return ()
+    whole = space.cell(cell)
+    return tuple(node for node in whole.nodes if len(whole.edges_into(node)) > space.inputs_per_node)

@@ -1,0 +1,50 @@
+"""The networks around the cells: which block follows which."""
+
+from dartslight.errors import InputError
+from dartslight.spaces.space import Block
+
+
+def layout(macro: str, num_cells: int) -> tuple[Block, ...]:
+    """Returns the blocks of a network, first to last.
+
+    ``darts`` is a chain of cells with reduction cells, which double the channels, at one third and two thirds of the
+    depth (Liu et al., ICLR 2019, https://arxiv.org/abs/1806.09055). ``nasbench201`` is three stages of equally many
+    cells with a fixed residual block, which doubles the channels, between the stages (Dong and Yang, ICLR 2020,
+    https://arxiv.org/abs/2001.00326).
+
+    Args:
+        macro: ``darts`` or ``nasbench201``.
+        num_cells: Number of searched cells in the network; for ``nasbench201`` a multiple of 3.
+
+    Raises:
+        InputError: If the number of cells does not fit the network.
+    """
+    if num_cells < 1:
+        raise InputError(f"num_cells is {num_cells}, but a network needs at least 1 cell; give a larger number.")
+    if macro == "nasbench201":
+        return _three_stages(num_cells)
+    return _chain(num_cells)
+
+
+def _chain(num_cells: int) -> tuple[Block, ...]:
+    blocks = []
+    width = 1
+    for index in range(num_cells):
+        reduction = index in (num_cells // 3, 2 * num_cells // 3)
+        width *= 2 if reduction else 1
+        blocks.append(Block("reduction" if reduction else "normal", width, reduction))
+    return tuple(blocks)
+
+
+def _three_stages(num_cells: int) -> tuple[Block, ...]:
+    if num_cells % 3:
+        raise InputError(
+            f"num_cells is {num_cells}, but a NAS-Bench-201 network has three stages of equally many cells; "
+            f"give a multiple of 3, such as {3 * (num_cells // 3 + 1)}."
+        )
+    blocks: list[Block] = []
+    for width in (1, 2, 4):
+        if blocks:
+            blocks.append(Block(None, width, reduction=True))
+        blocks.extend(Block("cell", width, reduction=False) for _ in range(num_cells // 3))
+    return tuple(blocks)

@@ -1,0 +1,58 @@
+"""The trainer with the command ``select``: another selection rule on a supernet that has been searched before."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+
+from dartslight.errors import InputError
+from dartslight.modules import SearchModule
+from dartslight.modules.checkpoint import HEADER, read_checkpoint
+from dartslight.spaces import Choices
+
+
+class SearchTrainer(Trainer):
+    """Lightning's trainer, with `select`."""
+
+    def select(self, model: LightningModule, datamodule: LightningDataModule, supernet: str) -> None:
+        """Decides the supernet of an earlier search by the selection rule at hand.
+
+        Args:
+            model: The search.
+            datamodule: The pictures.
+            supernet: Path of a checkpoint of a search, finished (search.ckpt) or interrupted (last.ckpt).
+
+        Raises:
+            InputError: If the checkpoint is none of a search, or decisions have been taken in it already.
+        """
+        checkpoint = read_checkpoint(supernet)
+        header = checkpoint[HEADER]
+        if not isinstance(model, SearchModule) or header.get("kind") != "search":
+            raise InputError(
+                f"{supernet!r} is a checkpoint of a run of the kind {header.get('kind')!r}, but select needs one of a "
+                "search; give the checkpoints/search.ckpt of a search."
+            )
+        if Choices.from_state(header["choices"]) != Choices.everything(model.space) and header["space"] == model.space.name:
+            raise InputError(
+                f"In {supernet!r} some edges have been decided already, and the operations left out were not trained "
+                "since; give the checkpoints/search.ckpt of that run."
+            )
+        model.search_epochs = int(header["epochs"])
+        self.callbacks.append(_FromTheTop())
+        self.fit(model, datamodule=datamodule, ckpt_path=supernet)
+
+
+class _FromTheTop(Callback):
+    """Lets a selection begin at the end of an epoch, whatever the checkpoint's place in the run was."""
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Forgets the place within an epoch and what other callbacks remember of their run."""
+        assert isinstance(pl_module, SearchModule)
+        epochs = pl_module.search_epochs
+        checkpoint["callbacks"] = {}
+        loop = checkpoint["loops"]["fit_loop"]
+        for scope in ("total", "current"):
+            loop["epoch_progress"][scope].update(ready=epochs, started=epochs, processed=epochs, completed=epochs)
+        loop["epoch_loop.batch_progress"]["current"].update(ready=0, started=0, processed=0, completed=0)
+        loop["epoch_loop.batch_progress"]["is_last_batch"] = False
+        loop["state_dict"]["combined_loader"] = []
