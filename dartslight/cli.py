@@ -1,0 +1,121 @@
+"""The command line: Lightning's commands and ``select`` for what trains, small commands for what does not."""
+
+import sys
+from argparse import ArgumentError
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dartslight.errors import InputError
+
+_OVERVIEW = """\
+usage: python -m dartslight COMMAND [options]
+
+Search a neural architecture for your images, decide it, train it.
+
+  fit       search and select, or retrain, as the configuration says; goes on with --ckpt_path
+  select    decide the supernet of an earlier search by another rule
+  test      measure a retrained network on the test pictures
+  validate  measure a network on the validation pictures
+  predict   Lightning's prediction loop
+  lookup    tell what a table of known architectures says of a genotype
+  draw      draw the cells of a genotype
+
+python -m dartslight COMMAND --help tells the options of a command. Start with:
+  python -m dartslight fit --config configs/quickstart.yaml
+"""
+
+_TRAINING = ("fit", "validate", "test", "predict", "select")
+
+
+def draw(words: Sequence[str]) -> None:
+    """Draws the cells of a genotype."""
+    from dartslight.genotype import Genotype
+    from dartslight.report import save_drawing
+
+    parser = _parser("draw", "Draw the cells of a genotype.")
+    parser.add_argument("genotype", type=str, help="Path of a genotype.json.")
+    parser.add_argument(
+        "-o", "--output", type=str, default="cell.svg", help="Path of the drawing, which ends in .svg, .png or .pdf."
+    )
+    given = parse(parser, words)
+    save_drawing(Genotype.load(given.genotype), Path(given.output))
+    print(given.output)
+
+
+def lookup(words: Sequence[str]) -> None:
+    """Tells what a table of known architectures says of a genotype."""
+    from dartslight.benchmarks import Table
+    from dartslight.genotype import Genotype
+
+    parser = _parser("lookup", "Tell what a table of known architectures says of a genotype.")
+    parser.add_argument("genotype", type=str, help="Path of a genotype.json of the space nasbench201.")
+    parser.add_argument(
+        "--table",
+        type=str,
+        required=True,
+        help="Path of a CSV file (plain or .gz) with a column arch in NAS-Bench-201's notation and numeric columns.",
+    )
+    given = parse(parser, words)
+    arch = Genotype.load(given.genotype).to_nasbench201()
+    print(Table.read(given.table).render(arch))
+
+
+_SMALL: dict[str, Callable[[Sequence[str]], None]] = {"draw": draw, "lookup": lookup}
+
+
+def _parser(command: str, description: str) -> Any:
+    from jsonargparse import ArgumentParser
+
+    return ArgumentParser(prog=f"python -m dartslight {command}", description=description, exit_on_error=False)
+
+
+def parse(parser: Any, words: Sequence[str]) -> Any:
+    """Parses words with a jsonargparse parser.
+
+    Raises:
+        InputError: If the words are not understood.
+    """
+    try:
+        return parser.parse_args(list(words))
+    except ArgumentError as error:
+        message = " ".join(str(error).split()).rstrip(".")
+        raise InputError(f"{message}; --help of the command tells what is allowed.") from None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: The words after ``python -m dartslight``; None takes them from the command line.
+
+    Returns:
+        The exit code: 0, or 2 where the input was wrong.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_OVERVIEW, end="")
+        return 0
+    if words[0] == "--version":
+        from dartslight import __version__
+
+        print(__version__)
+        return 0
+    try:
+        _run(words[0], words[1:])
+    except InputError as error:
+        print(f"dartslight: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(command: str, words: list[str]) -> None:
+    if command in _SMALL:
+        _SMALL[command](words)
+    elif command in _TRAINING:
+        # torch and Lightning take seconds to import, which the small commands need not wait for.
+        from dartslight.training_cli import run_training
+
+        run_training(command, words)
+    else:
+        raise InputError(f"There is no command {command!r}; the known ones are {', '.join([*_TRAINING, *_SMALL])}.")
