@@ -1,4 +1,4 @@
-"""Look-ups: what is known of every architecture of a space."""
+"""Look-ups of what is known about architectures."""
 
 from dartslight.benchmarks.table import Entry, Table
 
