@@ -175,17 +175,12 @@ def test_noise_is_mixed_in_without_a_gradient() -> None:
     ours, theirs = Supernet(space, 3, 4, 5), textbook.Supernet("s4", 4, 3, 5)
     copy_weights(ours, theirs)
     mixing = {cell.name: torch.tensor([[0.3, 0.7]] * 14) for cell in space.cells}
-    torch.manual_seed(3)
-    a = ours(torch.ones(2, 3, 8, 8), mixing)
-    torch.manual_seed(3)
-    assert_same(a, theirs(torch.ones(2, 3, 8, 8), mixing))
-    only_noise = Choices.everything(space)
-    for e in range(14):
-        only_noise = only_noise.decide(("normal", e), 0)
-    images = torch.ones(2, 3, 8, 8, requires_grad=True)
-    one_cell = Supernet(space, 3, 4, 5).blocks[0]
-    source = Source(one_cell.preprocess[0].conv(torch.randn(2, 12, 8, 8)) * images.sum())
-    out = one_cell.operation(0, 0)(source, None)
+    alone = {cell.name: torch.tensor([[0.0, 0.7]] * 14) for cell in space.cells}
+    images = torch.randn(2, 3, 8, 8)
+    assert_same(ours(images, alone), theirs(images, alone))
+    assert not torch.allclose(ours(images, mixing), ours(images, mixing))
+    x = torch.randn(2, 4, 8, 8, requires_grad=True)
+    out = ours.blocks[0].operation(0, 0)(Source(x), None)
     assert not out.requires_grad
     assert out.std() > 0.5
 
@@ -380,6 +375,7 @@ def published() -> list[tuple[str, Genotype, str]]:
 
 
 @needs_data
+@pytest.mark.slow
 def test_published_genotypes_have_their_printed_parameters() -> None:
     exact = {
         "darts_pt_s5_0": 2_851_246,
@@ -404,12 +400,14 @@ def test_published_genotypes_have_their_printed_parameters() -> None:
             assert parameters == exact[name], name
         number = comment.strip("# ").split()[0] if comment.strip("# ") else ""
         if number.replace(".", "", 1).isdigit():
-            assert f"{parameters / 1e6:.2f}" == f"{float(number):.2f}", name
+            decimals = len(number.partition(".")[2])
+            assert abs(parameters / 1e6 - float(number)) < 10.0**-decimals, name  # some are cut off, not rounded
             checked += 1
     assert checked >= 20
 
 
 @needs_data
+@pytest.mark.slow
 def test_nasbench201_parameters_equal_the_table() -> None:
     import gzip
 

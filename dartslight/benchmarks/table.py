@@ -41,10 +41,12 @@ class Table:
     """A table of known architectures.
 
     Args:
-        rows: Row number of each architecture.
+        name: What messages call it.
+        rows: Row of each architecture, from 0.
         columns: The numbers of each numeric column.
     """
 
+    name: str
     rows: dict[str, int]
     columns: dict[str, list[float]]
 
@@ -52,48 +54,50 @@ class Table:
     def read(cls, path: str | Path) -> "Table":
         """Reads a CSV file, plain or gzipped, with a column ``arch`` and numeric columns.
 
+        Text columns, empty columns and ``arch_index`` are left out.
+
         Raises:
             InputError: If it is not such a table.
         """
         name = f"The table {str(path)!r}"
-        reader = csv.reader(io.StringIO(_text(Path(path), name)), strict=True)
-        try:
-            lines = [line for line in reader if line]
-        except csv.Error as error:
-            raise InputError(f"{name} is not CSV ({error}, line {reader.line_num}); give another file.") from None
-        header, lines = (lines[0], lines[1:]) if lines else ([], [])
-        if "arch" not in header:
-            raise InputError(f"{name} has no column 'arch' but {', '.join(header) or 'nothing'}; name that column 'arch'.")
-        if not lines:
-            raise InputError(f"{name} lists no architecture; give one with rows.")
-        place, rows = header.index("arch"), {}
-        for number, line in enumerate(lines):
+        header, lines = _parse(_text(Path(path), name), name)
+        place = header.index("arch")
+        rows: dict[str, int] = {}
+        for row, (number, line) in enumerate(lines):
             if len(line) != len(header):
                 raise InputError(
-                    f"{name} has {len(line)} values in row {number + 2} but {len(header)} columns; mend that row."
+                    f"{name} has {len(line)} values at line {number}, but its header has {len(header)}; mend that line."
                 )
-            if not _ARCH.fullmatch(line[place]):
-                raise InputError(f"{name} has {line[place]!r} in row {number + 2}, not in NAS-Bench-201's notation.")
-            if rows.setdefault(line[place], number) != number:
-                raise InputError(f"{name} lists {line[place]} twice, again in row {number + 2}; remove one.")
+            arch = line[place]
+            if not _ARCH.fullmatch(arch):
+                raise InputError(
+                    f"{name} has {arch!r} at line {number}, which is not in NAS-Bench-201's notation; mend that line."
+                )
+            first = rows.setdefault(arch, row)
+            if first != row:
+                raise InputError(f"{name} has {arch} at line {lines[first][0]} and again at line {number}; remove one.")
         columns = {}
         for column, title in enumerate(header):
             if column != place and title != "arch_index":
-                values = _numbers([line[column] for line in lines])
+                values = _numbers([line[column] for _, line in lines], [number for number, _ in lines], title, name)
                 if values is not None:
                     columns[title] = values
         if not columns:
-            raise InputError(f"{name} has no column in which every value is a number; give one that has.")
-        return cls(rows, columns)
+            raise InputError(f"{name} has no column of numbers beside 'arch'; give one that has.")
+        return cls(name, rows, columns)
 
     def look_up(self, arch: str) -> dict[str, Entry]:
         """Returns what the table says of an architecture, by column.
 
         Raises:
-            InputError: If the table does not list it.
+            InputError: If the table does not hold it.
         """
+        if not _ARCH.fullmatch(arch):
+            raise InputError(f"{arch!r} is not in NAS-Bench-201's notation; give an architecture that is.")
         if arch not in self.rows:
-            raise InputError(f"The table does not list {arch}; give a table that does.")
+            raise InputError(
+                f"{self.name} does not hold the architecture {arch} but {len(self.rows):,} others; give a larger table."
+            )
         row = self.rows[arch]
         return {
             title: Entry(values[row], 1 + sum(value > values[row] for value in values), len(values))
@@ -103,30 +107,71 @@ class Table:
     def render(self, arch: str) -> str:
         """Returns what the table says of an architecture, for a person to read."""
         entries = self.look_up(arch)
-        width = max(len(title) for title in entries)
-        lines = [arch] + [
-            f"  {title:<{width}}  {entry.value:>14,.10g}  rank {entry.rank:,} of {entry.of:,} (1 = largest)"
-            for title, entry in entries.items()
-        ]
-        return "\n".join(lines)
+        values = {title: f"{entry.value:,.10g}" for title, entry in entries.items()}
+        whole = max(len(value.partition(".")[0]) for value in values.values())
+        padded = {title: " " * (whole - len(v.partition(".")[0])) + v for title, v in values.items()}
+        name_width, width = max(map(len, padded)), max(map(len, padded.values()))
+        return "\n".join(
+            [arch]
+            + [
+                f"{title:<{name_width}}  {padded[title]:<{width}}  rank {entry.rank:,} of {entry.of:,} (1 = largest)"
+                for title, entry in entries.items()
+            ]
+        )
 
 
 def _text(path: Path, name: str) -> str:
     try:
         data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except OSError as error:
-        reason = error.strerror or "not gzip"
-    except (EOFError, zlib.error):
-        reason = "not whole gzip"
+        if path.suffix == ".gz" or data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        reason = "not text in UTF-8"
-    raise InputError(f"{name} cannot be read ({reason}); give a CSV file, plain or with .gz.")
+        reason = "not UTF-8"
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        reason = "not a whole gzip file"
+    except OSError as error:
+        reason = error.strerror or "not a file"
+    except ValueError as error:
+        reason = str(error)
+    raise InputError(f"{name} cannot be read ({reason}); give a CSV file, plain or gzipped.")
 
 
-def _numbers(texts: list[str]) -> list[float] | None:
+def _parse(text: str, name: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header, and each line with its number in the file."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    lines = []
     try:
-        values = [float(text) for text in texts]
-    except ValueError:
+        for line in reader:
+            if line:
+                lines.append((reader.line_num, line))
+    except csv.Error as error:
+        raise InputError(f"{name} is not CSV at line {reader.line_num} ({error}); mend that line.") from None
+    if not lines:
+        raise InputError(f"{name} is empty; give one with a column 'arch' and columns of numbers.")
+    header = lines.pop(0)[1]
+    if "arch" not in header:
+        raise InputError(f"{name} has no column 'arch' but the columns {', '.join(header)!r}; name that column 'arch'.")
+    for title in header:
+        if header.count(title) > 1:
+            raise InputError(f"{name} has the column {title!r} twice; rename one.")
+    if not lines:
+        raise InputError(f"{name} has no rows; give one that lists architectures.")
+    return header, lines
+
+
+def _numbers(texts: list[str], lines: list[int], title: str, name: str) -> list[float] | None:
+    """The numbers of a column, or None for a column that holds text or nothing."""
+    values: list[float | None] = []
+    for text in texts:
+        try:
+            value = float(text) if text.strip() else math.nan
+        except ValueError:
+            return None
+        values.append(value if math.isfinite(value) else None)
+    if not any(text.strip() for text in texts):
         return None
-    return values if all(math.isfinite(value) for value in values) else None
+    for text, line, found in zip(texts, lines, values, strict=True):
+        if found is None:
+            raise InputError(f"{name} has {text!r} at line {line} in its column {title!r}; give a finite number there.")
+    return [value for value in values if value is not None]

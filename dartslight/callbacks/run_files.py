@@ -62,4 +62,4 @@ class RunCheckpoints(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         folder = folder_of(trainer)
         if folder is not None:
-            trainer.save_checkpoint(folder.path / "checkpoints" / LAST)
+            trainer.save_checkpoint(folder.path / "checkpoints" / LAST, weights_only=False)

@@ -77,7 +77,7 @@ class Selector(Callback):
             return
         folder = folder_of(trainer)
         if self._points == 0 and folder is not None and trainer.current_epoch + 1 == module.search_epochs == epochs:
-            trainer.save_checkpoint(folder.path / "checkpoints" / SEARCHED)
+            trainer.save_checkpoint(folder.path / "checkpoints" / SEARCHED, weights_only=False)
         while self._points < due:
             self._decide(trainer, module, epochs)
 
