@@ -158,7 +158,9 @@ class Genotype:
         try:
             genotype = cls(_text(data, "space"), _text(data, "macro"), tuple(_cells(data)))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise InputError(f"{name} is not a whole genotype ({error}); give the file that a run has written.") from None
+            raise InputError(
+                f"{name} is not a whole genotype ({error}); give the file that a run has written."
+            ) from None
         _check(genotype, name)
         return genotype
 
@@ -225,7 +227,9 @@ def _check(genotype: Genotype, name: str) -> None:
                 )
         starved = [node for node in cell.nodes if not cell.edges_into(node)]
         if not cell.num_nodes or starved:
-            raise InputError(f"{name} has nodes {starved} without inputs in its {cell.name} cell; each needs at least one.")
+            raise InputError(
+                f"{name} has nodes {starved} without inputs in its {cell.name} cell; each needs at least one."
+            )
     space = SPACES.get(genotype.space)
     if space is not None:
         _check_space(genotype, space, name)

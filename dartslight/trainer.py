@@ -32,7 +32,10 @@ class SearchTrainer(Trainer):
                 f"{supernet!r} is a checkpoint of a run of the kind {header.get('kind')!r}, but select needs one of a "
                 "search; give the checkpoints/search.ckpt of a search."
             )
-        if Choices.from_state(header["choices"]) != Choices.everything(model.space) and header["space"] == model.space.name:
+        if (
+            Choices.from_state(header["choices"]) != Choices.everything(model.space)
+            and header["space"] == model.space.name
+        ):
             raise InputError(
                 f"In {supernet!r} some edges have been decided already, and the operations left out were not trained "
                 "since; give the checkpoints/search.ckpt of that run."

@@ -29,8 +29,6 @@ def count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-
-
 def pairs(ours: nn.Module, theirs: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
     """Modules of ours and of the textbook that do the same."""
     found: list[tuple[nn.Module, nn.Module]] = [(ours.tail, theirs.tail), (ours.classifier, theirs.classifier)]

@@ -14,6 +14,7 @@ from dartslight.seeding import run_seed
 from dartslight.selection import Rule
 from dartslight.selection.record import decisions_csv, in_words, record
 
+
 class Selector(Callback):
     """Lets a rule decide the supernet after the search, and fine-tunes it between the decisions.
 

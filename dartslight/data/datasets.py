@@ -35,7 +35,9 @@ class Digits(ImageData):
         gray = np.rint(bunch.images * (255 / 16)).astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)
         chosen = (np.arange(len(gray)) % 6 != 5) == train
         images = torch.from_numpy(gray[chosen]).unsqueeze(1).expand(-1, 3, -1, -1).contiguous()
-        return Pictures(images, torch.from_numpy(bunch.target[chosen]).long(), tuple(str(c) for c in bunch.target_names))
+        return Pictures(
+            images, torch.from_numpy(bunch.target[chosen]).long(), tuple(str(c) for c in bunch.target_names)
+        )
 
 
 class _Torchvision(ImageData):
@@ -95,7 +97,9 @@ class CIFAR100(_Torchvision):
 
 
 class SVHN(_Torchvision):
-    __doc__ = (_Torchvision.__doc__ or "").replace("A data set that torchvision reads.", "SVHN without its extra pictures.")
+    __doc__ = (_Torchvision.__doc__ or "").replace(
+        "A data set that torchvision reads.", "SVHN without its extra pictures."
+    )
     mean = (0.4377, 0.4438, 0.4728)
     std = (0.1980, 0.2010, 0.1970)
 

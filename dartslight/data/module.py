@@ -153,17 +153,13 @@ class ImageData(LightningDataModule):
     def train_dataloader(self) -> Batches:
         """Returns the batches of training."""
         rank, world_size = self._place()
-        return Batches(
-            self.training, *self._halves, self.batch_size, self.seed, self.augment_val, rank, world_size
-        )
+        return Batches(self.training, *self._halves, self.batch_size, self.seed, self.augment_val, rank, world_size)
 
     def val_dataloader(self) -> EvaluationBatches | list[Any]:
         """Returns the val half without augmentation, or an empty list where there is none."""
         if not self.has_val:
             return []
-        return EvaluationBatches(
-            self.training, self._halves[1], self.eval_batch_size, None, None, *self._place()
-        )
+        return EvaluationBatches(self.training, self._halves[1], self.eval_batch_size, None, None, *self._place())
 
     def test_dataloader(self) -> EvaluationBatches:
         """Returns the test pictures."""

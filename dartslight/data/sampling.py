@@ -93,9 +93,7 @@ class Batches:
             batch["val"] = self._part(self.val, _VAL, epoch, step, first, each, augmented=self.augment_val)
         return batch
 
-    def _part(
-        self, half: Tensor, which: int, epoch: int, step: int, first: int, count: int, augmented: bool
-    ) -> Batch:
+    def _part(self, half: Tensor, which: int, epoch: int, step: int, first: int, count: int, augmented: bool) -> Batch:
         rounds = range(first // len(half), (first + count - 1) // len(half) + 1)
         orders = [self._order(len(half), which, epoch, round_) for round_ in rounds]
         offset = first - rounds[0] * len(half)

@@ -38,7 +38,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"The checkpoint {str(path)!r} cannot be loaded ({reason}); give one that dartslight has written whole."
         ) from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(HEADER), dict):
-        raise InputError(f"{str(path)!r} is not a checkpoint of dartslight; give one from a run's folder 'checkpoints'.")
+        raise InputError(
+            f"{str(path)!r} is not a checkpoint of dartslight; give one from a run's folder 'checkpoints'."
+        )
     return checkpoint
 
 

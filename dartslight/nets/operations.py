@@ -183,7 +183,9 @@ class Pool(Operation):
 class Conv(Operation):
     """ReLU, convolution, batch normalisation: ``nor_conv_kxk``, and the 1x1 convolutions in front of a cell."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, affine: bool, track: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int, affine: bool, track: bool
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
         self.norm = BatchNorm(out_channels, affine=affine, track_running_stats=track)

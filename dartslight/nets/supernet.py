@@ -83,7 +83,9 @@ class Supernet(Network):
             for cell in self.space.cells
             if all(
                 (m is mixing or m[cell.name] is mixing[cell.name])
-                and (c is choices or (c is not None and choices is not None and c.of(cell.name) == choices.of(cell.name)))
+                and (
+                    c is choices or (c is not None and choices is not None and c.of(cell.name) == choices.of(cell.name))
+                )
                 for m, c in variants
             )
         }

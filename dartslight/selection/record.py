@@ -42,7 +42,6 @@ def record(decision: Decision, number: int, epoch: int, seconds: float) -> dict[
     return {"decision": number, "epoch": epoch, "seconds": round(seconds, 3), **asdict(decision)}
 
 
-
 def decisions_csv(decisions: Sequence[Mapping[str, Any]]) -> str:
     """Returns the text of decisions.csv.
 

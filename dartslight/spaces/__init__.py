@@ -29,7 +29,9 @@ def find_space(name: str) -> SearchSpace:
         try:
             space = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
-            raise InputError(f"The search space {name!r} cannot be imported ({error}); check the import path.") from None
+            raise InputError(
+                f"The search space {name!r} cannot be imported ({error}); check the import path."
+            ) from None
         if isinstance(space, SearchSpace):
             return space
     raise InputError(

@@ -24,7 +24,9 @@ class Choices:
     @classmethod
     def everything(cls, space: SearchSpace) -> "Choices":
         """Returns the choices of a space in which nothing is decided."""
-        return cls(tuple((cell.name, tuple(tuple(range(len(edge.ops))) for edge in cell.edges)) for cell in space.cells))
+        return cls(
+            tuple((cell.name, tuple(tuple(range(len(edge.ops))) for edge in cell.edges)) for cell in space.cells)
+        )
 
     def of(self, cell: str) -> tuple[tuple[int, ...], ...]:
         """Returns the open columns of every edge of a cell type."""
