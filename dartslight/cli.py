@@ -79,6 +79,11 @@ def parse(parser: Any, words: Sequence[str]) -> Any:
     try:
         return parser.parse_args(list(words))
     except ArgumentError as error:
+        cause = error.__cause__ or error.__context__
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            raise cause from None
         message = " ".join(str(error).split()).rstrip(".")
         raise InputError(f"{message}; --help of the command tells what is allowed.") from None
 

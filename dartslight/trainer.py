@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from dartslight.errors import InputError
@@ -42,7 +41,7 @@ class SearchTrainer(Trainer):
             )
         model.search_epochs = int(header["epochs"])
         self.callbacks.append(_FromTheTop())
-        self.fit(model, datamodule=datamodule, ckpt_path=supernet)
+        self.fit(model, datamodule=datamodule, ckpt_path=supernet, weights_only=True)
 
 
 class _FromTheTop(Callback):

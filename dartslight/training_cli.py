@@ -1,4 +1,4 @@
-"""The commands that need a trainer, on Lightning's command line with a selection rule beside model, data and trainer."""
+"""The commands that need a trainer: Lightning's command line with a selection rule beside model, data and trainer."""
 
 import sys
 import warnings
@@ -50,6 +50,10 @@ class DartslightCLI(LightningCLI):
             help="Also write last.ckpt within an epoch, every so many batches; null for the ends of epochs only.",
         )
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the seed."""
+        parser.add_argument("--seed_everything", type=int, default=0, help="The seed of every random draw of the run.")
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the words of the command line."""
         self.config = parse(parser, args)
@@ -63,7 +67,7 @@ class DartslightCLI(LightningCLI):
         ckpt_path = self._get(self.config_init, "ckpt_path")
         folder = RunFolder(config["default_root_dir"] or "runs", resumed=_run_to_go_on(ckpt_path))
         given = config["logger"]
-        others = given if isinstance(given, list) else [given] if isinstance(given, Logger) else []
+        others: list[Any] = given if isinstance(given, list) else [given] if isinstance(given, Logger) else []
         callbacks: list[Any] = []
         rule = self._get(self.config_init, "selection")
         if rule is not None and isinstance(self.model, SearchModule):
@@ -116,8 +120,20 @@ def run_training(command: str, words: Sequence[str]) -> None:
         )
     except MisconfigurationException as error:
         raise InputError(" ".join(str(error).split())) from None
+    except ValueError as error:
+        cause = _input_error(error)
+        if cause is None:
+            raise
+        raise cause from None
     finally:
         sys.argv = saved
+
+
+def _input_error(error: BaseException | None) -> InputError | None:
+    """The user's mistake behind an error in which jsonargparse has wrapped it."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _configured(command: str, words: list[str]) -> list[str]:
@@ -169,6 +185,11 @@ def _run_to_go_on(ckpt_path: str | None) -> Path | None:
 
 
 def _quieten() -> None:
-    """Hides warnings that tell a user nothing: about loaders without workers, and about sums that torchmetrics keeps."""
-    for message in (".*does not have many workers.*", ".*`IterableDataset` has `__len__` defined.*"):
-        warnings.filterwarnings("ignore", message)
+    """Hides warnings that a user can do nothing about."""
+    for message in (
+        ".*isinstance.treespec, LeafSpec.. is deprecated.*",
+        ".*Total length of `list` across ranks is zero.*",
+        ".*instantiate_classes.*was deprecated.*",
+        ".*By default only one JsonargparseDeprecationWarning.*",
+    ):
+        warnings.filterwarnings("ignore", "\\s*" + message)

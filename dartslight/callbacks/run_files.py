@@ -34,7 +34,7 @@ class RunConfig(SaveConfigCallback):
         checkpoint[HEADER] = {**checkpoint.get(HEADER, {}), "config": self._text()}
 
     def _text(self) -> str:
-        text: str = self.parser.dump(self.config, skip_none=False)
+        text: str = self.parser.dump(self.config, skip_unset=False)
         return text
 
 
@@ -56,8 +56,15 @@ class RunCheckpoints(Checkpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the checkpoint at the end of an epoch, with the decisions that were taken there."""
-        self._save(trainer)
+        """Writes the checkpoint at the end of a whole epoch, with the decisions that were taken there."""
+        if trainer.is_last_batch:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the checkpoint of a run that needed no epoch."""
+        folder = folder_of(trainer)
+        if folder is not None and not (folder.path / "checkpoints" / LAST).exists():
+            self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         folder = folder_of(trainer)

@@ -28,7 +28,6 @@ class Selector(Callback):
         self.rule = rule
         self._points = 0
         self._decisions: list[dict[str, Any]] = []
-        self._extra_epochs: int | None = None
 
     # ------------------------------------------------------------------ when
 
@@ -38,10 +37,12 @@ class Selector(Callback):
             return
         module = _search(pl_module)
         schedule = self.rule.schedule(module.space)
+        # A selection without epochs of its own needs a place to happen: one more epoch, which `on_train_start` calls off.
+        room = 0 if module.search_epochs is None or schedule.epochs else 1
         if module.search_epochs is None:
             module.search_epochs = trainer.max_epochs
         module.tuning, module.tuning_epochs = self.rule.tuning(), schedule.epochs
-        trainer.fit_loop.max_epochs = cast(int, module.search_epochs) + schedule.epochs
+        trainer.fit_loop.max_epochs = cast(int, module.search_epochs) + schedule.epochs + room
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Catches up with what is due when a run begins or goes on."""
@@ -55,7 +56,8 @@ class Selector(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the decisions that are due after this epoch, so that its checkpoint holds them."""
-        self._catch_up(trainer, _search(pl_module), trainer.current_epoch + 1)
+        if trainer.is_last_batch:  # not where something has ended the run within the epoch
+            self._catch_up(trainer, _search(pl_module), trainer.current_epoch + 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows the architecture and how it was decided."""

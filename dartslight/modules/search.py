@@ -213,9 +213,17 @@ class SearchModule(LightningModule):
     # ------------------------------------------------------------------ set-up and checkpoints
 
     def configure_model(self) -> None:
-        """Builds the supernet for the data at hand."""
+        """Builds the supernet for the data at hand.
+
+        Raises:
+            InputError: If there are no pictures for the validation batches.
+        """
         if hasattr(self, "supernet"):
             return
+        if not cast(Any, self.trainer).datamodule.has_val:
+            raise InputError(
+                "A search needs val pictures, but train_portion is 1.0; give less, such as --data.train_portion 0.5."
+            )
         torch.manual_seed(derived_seed(run_seed(), _INITIALISATION))
         num_classes = cast(Any, self.trainer).datamodule.num_classes
         self.supernet = Supernet(self.space, self.num_cells, self.init_channels, num_classes, self.track_statistics)
@@ -238,21 +246,18 @@ class SearchModule(LightningModule):
         ]
 
     def on_fit_start(self) -> None:
-        """Learns the length of the search from the trainer, unless a selection has told it.
-
-        Raises:
-            InputError: If there are no pictures for the validation batches.
-        """
+        """Learns the length of the search from the trainer, unless a selection has told it."""
         if self.search_epochs is None:
             self.search_epochs = self.trainer.max_epochs
-        if not getattr(cast(Any, self.trainer).datamodule, "has_val", True):
-            raise InputError(
-                "The search needs validation pictures, but train_portion is 1.0; give less, such as --data.train_portion 0.5."
-            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the checkpoint is of, and what has been decided."""
-        checkpoint[HEADER] = {**checkpoint.get(HEADER, {}), **self._header(), "choices": self.choices.state()}
+        checkpoint[HEADER] = {
+            **checkpoint.get(HEADER, {}),
+            **self._header(),
+            "choices": self.choices.state(),
+            "epochs": self.trainer.fit_loop.epoch_progress.current.processed,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores what has been decided.
