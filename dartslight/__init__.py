@@ -1,3 +1,3 @@
-"""dartslight: search a neural architecture for your images, decide it with a method you can trust, train it, ship it."""
+"""dartslight: search a neural architecture for your images, decide it with a method you can trust, and train it."""
 
 __version__ = "0.1.0"

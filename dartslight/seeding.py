@@ -1,4 +1,4 @@
-"""Every random draw is a pure function of the run's seed and of where it happens, so a run can stop and go on anywhere."""
+"""Every random draw is a pure function of the run's seed and of its place, so a run can stop and go on anywhere."""
 
 import os
 

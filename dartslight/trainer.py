@@ -1,6 +1,6 @@
 """The trainer with the command ``select``: another selection rule on a supernet that has been searched before."""
 
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
@@ -40,7 +40,7 @@ class SearchTrainer(Trainer):
                 "since; give the checkpoints/search.ckpt of that run."
             )
         model.search_epochs = int(header["epochs"])
-        self.callbacks.append(_FromTheTop())
+        cast("Any", self).callbacks.append(_FromTheTop())
         self.fit(model, datamodule=datamodule, ckpt_path=supernet, weights_only=True)
 
 

@@ -140,11 +140,9 @@ def _text(path: Path, name: str) -> str:
 def _parse(text: str, name: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The header, and each line with its number in the file."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    lines = []
+    lines: list[tuple[int, list[str]]] = []
     try:
-        for line in reader:
-            if line:
-                lines.append((reader.line_num, line))
+        lines.extend((reader.line_num, line) for line in reader if line)
     except csv.Error as error:
         raise InputError(f"{name} is not CSV at line {reader.line_num} ({error}); mend that line.") from None
     if not lines:

@@ -54,7 +54,7 @@ class LiveSupernet:
     @torch.no_grad()
     def measure(self, variants: Sequence[Variant], evaluation: Evaluation) -> list[Measurement]:
         """Measures all variants on the same pictures in one pass."""
-        batches = cast(Any, self.trainer).datamodule.selection_batches(
+        batches = cast("Any", self.trainer).datamodule.selection_batches(
             augmented=evaluation.augmented, seed=evaluation.seed, limit=evaluation.batches
         )
         supernet = self.module.supernet
@@ -75,7 +75,7 @@ class LiveSupernet:
 
     def _progress(self, batches: Any, variants: Sequence[Variant]) -> Any:
         """Shows a bar where the trainer shows one."""
-        bar = self.trainer.progress_bar_callback
+        bar: Any = self.trainer.progress_bar_callback
         shown = bar is not None and bar.is_enabled and self.trainer.is_global_zero
         names = ", ".join(v.label.partition(" without ")[2] for v in variants if " without " in v.label)
         what = variants[-1].label.partition(" without ")[0]

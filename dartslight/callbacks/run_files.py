@@ -12,7 +12,7 @@ from dartslight.run_folder import CONFIG, LAST, folder_of, write_whole
 
 
 class RunConfig(SaveConfigCallback):
-    """Creates the run's folder with its configuration once everything has proved right, and puts it into checkpoints."""
+    """Creates the run's folder with its configuration once all has proved right, and puts it into checkpoints."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Does nothing yet: the folder must not appear before all input has been checked."""

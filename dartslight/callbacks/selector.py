@@ -37,12 +37,12 @@ class Selector(Callback):
             return
         module = _search(pl_module)
         schedule = self.rule.schedule(module.space)
-        # A selection without epochs of its own needs a place to happen: one more epoch, which `on_train_start` calls off.
+        # A selection without epochs needs a place to happen: one more epoch, which `on_train_start` calls off.
         room = 0 if module.search_epochs is None or schedule.epochs else 1
         if module.search_epochs is None:
             module.search_epochs = trainer.max_epochs
         module.tuning, module.tuning_epochs = self.rule.tuning(), schedule.epochs
-        trainer.fit_loop.max_epochs = cast(int, module.search_epochs) + schedule.epochs + room
+        trainer.fit_loop.max_epochs = cast("int", module.search_epochs) + schedule.epochs + room
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Catches up with what is due when a run begins or goes on."""
@@ -65,7 +65,7 @@ class Selector(Callback):
             self._conclude(trainer, _search(pl_module))
 
     def _last_epoch(self, module: SearchModule) -> int:
-        return cast(int, module.search_epochs) + module.tuning_epochs
+        return cast("int", module.search_epochs) + module.tuning_epochs
 
     def _is_complete(self, module: SearchModule) -> bool:
         return self._points == len(self.rule.schedule(module.space).points)
@@ -73,7 +73,7 @@ class Selector(Callback):
     def _catch_up(self, trainer: Trainer, module: SearchModule, epochs: int) -> None:
         """Takes the decisions that should exist after so many epochs."""
         points = self.rule.schedule(module.space).points
-        due = sum(cast(int, module.search_epochs) + point <= epochs for point in points)
+        due = sum(cast("int", module.search_epochs) + point <= epochs for point in points)
         if due and not module.tuning.monitor:
             trainer.limit_val_batches = 0
         if self._points >= due:

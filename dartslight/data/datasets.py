@@ -41,14 +41,7 @@ class Digits(ImageData):
 
 
 class _Torchvision(ImageData):
-    """A data set that torchvision reads.
-
-    Args:
-        root: Folder of the data set's files.
-        download: Whether to download them when they are missing.
-        size: Height and width in pixels to which pictures are reduced by area means; null leaves them.
-        kwargs: The options of every data set.
-    """
+    """A data set that torchvision reads."""
 
     def __init__(self, root: str = "data", download: bool = False, size: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -77,7 +70,15 @@ class _Torchvision(ImageData):
 
 
 class CIFAR10(_Torchvision):
-    __doc__ = (_Torchvision.__doc__ or "").replace("A data set that torchvision reads.", "CIFAR-10.")
+    """CIFAR-10.
+
+    Args:
+        root: Folder of the data set's files.
+        download: Whether to download them when they are missing.
+        size: Height and width in pixels to which pictures are reduced by area means; null leaves them.
+        kwargs: The options of every data set.
+    """
+
     mean = (0.49139968, 0.48215827, 0.44653124)
     std = (0.24703233, 0.24348505, 0.26158768)
 
@@ -87,7 +88,15 @@ class CIFAR10(_Torchvision):
 
 
 class CIFAR100(_Torchvision):
-    __doc__ = (_Torchvision.__doc__ or "").replace("A data set that torchvision reads.", "CIFAR-100.")
+    """CIFAR-100.
+
+    Args:
+        root: Folder of the data set's files.
+        download: Whether to download them when they are missing.
+        size: Height and width in pixels to which pictures are reduced by area means; null leaves them.
+        kwargs: The options of every data set.
+    """
+
     mean = (0.5071, 0.4865, 0.4409)
     std = (0.2673, 0.2564, 0.2762)
 
@@ -97,9 +106,15 @@ class CIFAR100(_Torchvision):
 
 
 class SVHN(_Torchvision):
-    __doc__ = (_Torchvision.__doc__ or "").replace(
-        "A data set that torchvision reads.", "SVHN without its extra pictures."
-    )
+    """SVHN, without its extra pictures.
+
+    Args:
+        root: Folder of the data set's files.
+        download: Whether to download them when they are missing.
+        size: Height and width in pixels to which pictures are reduced by area means; null leaves them.
+        kwargs: The options of every data set.
+    """
+
     mean = (0.4377, 0.4438, 0.4728)
     std = (0.1980, 0.2010, 0.1970)
 

@@ -191,7 +191,8 @@ def _write_cache(path: Path, decoded: tuple[np.ndarray, np.ndarray]) -> None:
             temporary.replace(target)
     except OSError as error:
         raise InputError(
-            f"The cache folder {str(path.parent)!r} cannot be written ({error.strerror}); give another --data.cache_dir."
+            f"The cache folder {str(path.parent)!r} cannot be written ({error.strerror}); "
+            "give another --data.cache_dir."
         ) from None
 
 

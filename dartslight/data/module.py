@@ -205,7 +205,7 @@ class ImageData(LightningDataModule):
 def _moments(images: Tensor, indices: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of some pictures, in units of full brightness."""
     total, squares, pixels = torch.zeros(3).double(), torch.zeros(3).double(), 0
-    for part in indices.split(1024):
+    for part in torch.split(indices, 1024):
         values = images[part].double() / 255
         total += values.sum(dim=(0, 2, 3))
         squares += values.square().sum(dim=(0, 2, 3))

@@ -1,5 +1,6 @@
 """Which picture comes when: pure functions of seed, epoch, rank and number of devices, so a run can go on anywhere."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -72,7 +73,7 @@ class Batches:
         self._start = self._next = 0
 
     def __len__(self) -> int:
-        return -(-len(self.train) // (self.batch_size * self.world_size))
+        return math.ceil(len(self.train) / (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[dict[str, Batch]]:
         # Lightning makes the iterator before it tells the epoch, so both are read at the first step.
@@ -143,7 +144,7 @@ class EvaluationBatches:
     ) -> None:
         own = indices[rank::world_size]
         self.pictures, self.seed, self.rank = pictures, seed, rank
-        self._parts = list(own.split(batch_size))[:limit]
+        self._parts = list(torch.split(own, batch_size))[:limit]
 
     def __len__(self) -> int:
         return len(self._parts)

@@ -108,7 +108,7 @@ class RetrainModule(LightningModule):
     def on_train_batch_start(self, batch: dict[str, Batch], batch_idx: int) -> None:
         """Puts everything that depends on the place in the run into its state; nothing of it is remembered."""
         torch.manual_seed(derived_seed(run_seed(), _STEP, self.current_epoch, batch_idx, self.global_rank))
-        for group in cast(Any, self.optimizers()).param_groups:
+        for group in cast("Any", self.optimizers()).param_groups:
             group["lr"] = self.learning_rate_at(self.current_epoch)
 
     def configure_gradient_clipping(
@@ -122,7 +122,7 @@ class RetrainModule(LightningModule):
         if hasattr(self, "network"):
             return
         torch.manual_seed(derived_seed(run_seed(), _INITIALISATION))
-        num_classes = cast(Any, self.trainer).datamodule.num_classes
+        num_classes = cast("Any", self.trainer).datamodule.num_classes
         self.network = DiscreteNetwork(
             self.genotype,
             self.num_cells,

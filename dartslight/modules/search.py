@@ -147,7 +147,7 @@ class SearchModule(LightningModule):
 
     def _start_step(self, batch_idx: int) -> _Optimizers:
         """Puts everything that depends on the place in the run into its state; nothing of it is remembered."""
-        optimizers = _Optimizers(*cast(list[LightningOptimizer], self.optimizers()))
+        optimizers = _Optimizers(*cast("list[LightningOptimizer]", self.optimizers()))
         epoch = self.current_epoch
         torch.manual_seed(derived_seed(run_seed(), _STEP, epoch, batch_idx, self.global_rank))
         for group in optimizers.weights.param_groups:
@@ -155,7 +155,7 @@ class SearchModule(LightningModule):
         if epoch == self.search_epochs and batch_idx == 0 and not self.tuning.warm_momentum:
             optimizers.weights.optimizer.state.clear()
         # Only the weight step counts as a step of the trainer. https://github.com/Lightning-AI/pytorch-lightning/issues/17958
-        optimizers.alphas._on_before_step = optimizers.alphas._on_after_step = _nothing  # type: ignore[method-assign]
+        optimizers.alphas._on_before_step = optimizers.alphas._on_after_step = _nothing
         return optimizers
 
     def _problem(self, batch: dict[str, Batch], weight_optimizer: LightningOptimizer) -> Bilevel:
@@ -198,7 +198,7 @@ class SearchModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clips the weight gradients; here they are unscaled in every precision."""
-        if optimizer is cast(list[Optimizer], self.optimizers(use_pl_optimizer=False))[0]:
+        if optimizer is cast("list[Optimizer]", self.optimizers(use_pl_optimizer=False))[0]:
             torch.nn.utils.clip_grad_norm_(self.supernet.parameters(), self.clip_norm)
 
     def _log(self, part: str, loss: Tensor, logits: Tensor, batch: Batch) -> None:
@@ -220,12 +220,12 @@ class SearchModule(LightningModule):
         """
         if hasattr(self, "supernet"):
             return
-        if not cast(Any, self.trainer).datamodule.has_val:
+        if not cast("Any", self.trainer).datamodule.has_val:
             raise InputError(
                 "A search needs val pictures, but train_portion is 1.0; give less, such as --data.train_portion 0.5."
             )
         torch.manual_seed(derived_seed(run_seed(), _INITIALISATION))
-        num_classes = cast(Any, self.trainer).datamodule.num_classes
+        num_classes = cast("Any", self.trainer).datamodule.num_classes
         self.supernet = Supernet(self.space, self.num_cells, self.init_channels, num_classes, self.track_statistics)
         self.architecture = Architecture(self.space, self.relaxation, self.alpha_init_std)
         # Their gradient is averaged by hand, so the data-parallel wrapper must not wait for it.
@@ -256,7 +256,7 @@ class SearchModule(LightningModule):
             **checkpoint.get(HEADER, {}),
             **self._header(),
             "choices": self.choices.state(),
-            "epochs": self.trainer.fit_loop.epoch_progress.current.processed,
+            "epochs": cast("Any", self.trainer.fit_loop.epoch_progress.current).processed,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

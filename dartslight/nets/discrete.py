@@ -92,7 +92,7 @@ class DiscreteNetwork(Network):
             self._auxiliary_block = 2 * num_cells // 3
             width = self.layout[self._auxiliary_block].width
             self.auxiliary = AuxiliaryHead(4 * init_channels * width, num_classes, second_norm=stem == "cifar")
-            self.auxiliary.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.auxiliary.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor, drop_path: float = 0.0) -> tuple[Tensor, Tensor | None]:
         """Returns the logits, (batch, classes), and those of the auxiliary head in training, if there is one.

@@ -1,4 +1,4 @@
-"""The network around the cells: stem, chain of blocks, classifier. The supernet and the discrete network stand in it."""
+"""The network around the cells, of the supernet and of the discrete network: stem, chain of blocks, classifier."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -94,7 +94,7 @@ class Network(nn.Module):
         super().__init__()
         if init_channels < 2 or num_classes < 2:
             raise InputError(
-                f"init_channels is {init_channels} and the number of classes {num_classes}, but both must be at least 2."
+                f"init_channels is {init_channels} and there are {num_classes} classes, but both must be at least 2."
             )
         self.layout = layout(macro, num_cells)
         setting = Setting(init_channels, 1, affine, track, normalise_pools)
@@ -108,7 +108,7 @@ class Network(nn.Module):
         else:
             raise InputError(f"The stem {stem!r} goes with networks of the DARTS kind only; use 'cifar'.")
         self.classifier = nn.Linear(channels, num_classes)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def _add_chain(self, cells: Mapping[str, Cell], setting: Setting, stem: Stem) -> tuple[nn.Module, int]:
         """Adds the cells of a DARTS network, each of which reads the two before it."""

@@ -79,7 +79,8 @@ class BatchNorm(nn.BatchNorm2d):
             x: (batch, channels, height, width).
             weight: The mixing weight.
         """
-        scale, shift = self.weight, self.bias
+        scale: Tensor | None = self.weight
+        shift: Tensor | None = self.bias
         if weight is not None and weight.dim() == 1:
             scale = weight if scale is None else scale * weight
             shift = None if shift is None else shift * weight
@@ -217,7 +218,7 @@ class FactorizedReduce(Operation):
 class SeparableConv(Operation):
     """ReLU, depthwise convolution, pointwise convolution, normalisation, once or twice in a row.
 
-    ``sep_conv_kxk`` is this twice with dilation 1, ``dil_conv_kxk`` once with dilation 2; only the first has the stride.
+    ``sep_conv_kxk`` is this twice with dilation 1, ``dil_conv_kxk`` once with dilation 2; the first has the stride.
     """
 
     def __init__(self, kernel: int, dilation: int, repeats: int, setting: Setting) -> None:

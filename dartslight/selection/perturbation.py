@@ -20,7 +20,7 @@ points to one epoch both are decided (the code falls back to magnitude for the l
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -127,7 +127,7 @@ class Perturbation(Rule):
                 f"interval is {interval} and eval_batches is {eval_batches}, but they must be at least 0 and 1; "
                 "give larger numbers."
             )
-        given = {
+        given: dict[str, Any] = {
             "criterion": criterion,
             "paired": paired,
             "eval_bn": eval_bn,
@@ -311,10 +311,8 @@ class _Question:
     def _margin(self, missed: Measurement, less: Measurement) -> tuple[float, float]:
         """How much more one candidate is missed than another, and the standard error of that over pictures."""
         a, b = self._values(missed), self._values(less)
-        if self.settings.paired:
-            variance = (a - b).var() / len(a)
-        else:
-            variance = a.var() / len(a) + b.var() / len(b)
+        paired = self.settings.paired
+        variance = (a - b).var() / len(a) if paired else a.var() / len(a) + b.var() / len(b)
         return self.sign * float(a.mean() - b.mean()), float(variance.sqrt())
 
     def _decision(

@@ -70,7 +70,7 @@ def keep_strongest(
         for node in nodes_to_thin(space, cell.name):
             assert space.inputs_per_node is not None
             into = [e for e in cell.edges_into(node) if e in kept]
-            order = sorted(into, key=lambda e: -values[e, kept[e]])  # noqa: B023 (used at once)
+            order = sorted(into, key=lambda e: -values[e, kept[e]])
             stay, gone = order[: space.inputs_per_node], order[space.inputs_per_node :]
             if not gone:
                 continue

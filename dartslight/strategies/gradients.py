@@ -71,8 +71,8 @@ class FirstOrder(ArchitectureGradient):
 class Unrolled(ArchitectureGradient):
     """The exact gradient through one virtual weight step, by differentiating twice.
 
-    The step is w' = w - lr * (dL_train/dw + weight_decay * w + momentum * buffer), as in the published code. The forward
-    passes of the virtual step leave the running statistics alone; the published code lets them move.
+    The step is w' = w - lr * (dL_train/dw + weight_decay * w + momentum * buffer), as in the published code. The
+    forward passes of the virtual step leave the running statistics alone; the published code lets them move.
     """
 
     def __call__(self, problem: Bilevel) -> tuple[Tensor, ...]:
