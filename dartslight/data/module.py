@@ -1,48 +1,57 @@
-"""The DataModule that every data set shares: splits, batches, augmentation and normalisation."""
+"""The DataModule that every data set shares: halves, loaders, and what happens to a batch on its device."""
 
-from typing import Any, Literal
+from abc import ABC, abstractmethod
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from dartslight.data.augmentation import augment, cut_out, normalise
-from dartslight.data.pictures import Pictures
-from dartslight.data.sampling import Batch, Batches, EvaluationBatches
+from dartslight.data.pictures import Channels, Pictures, channel_statistics
+from dartslight.data.sampling import UNCHANGED, Batch, Batches, EvaluationBatches, epoch_order
 from dartslight.errors import InputError
 from dartslight.seeding import derived_seed, run_seed
 
-_SPLIT, _SELECTION = 12, 13  # what a derived seed is for
+Split = Literal["shuffled", "official"]
+
+_SPLIT, _SELECTION = 17, 18  # what a derived seed is for
 
 
-class ImageData(LightningDataModule):
+class ImageData(LightningDataModule, ABC):
     """Pictures for search, selection, retraining and test.
 
-    The training pictures are split into a train half, from which the operation weights learn, and a val half, from
-    which the architecture learns and by which it is decided. The test pictures are loaded by the test alone. Batches
-    are gathered from memory in the main process: that takes a small part of a step, so there are no workers and there
-    is no pinned memory.
+    The training pictures are split into a training half, from which the operation weights learn, and a validation half,
+    from which the architecture learns and by which it is decided. Test pictures are loaded for the stage ``test`` only,
+    so neither search nor selection can reach them. A data set implements `load`, and may set `mean` and `std`.
 
     Args:
-        train_portion: Share of the training pictures in the train half; 1.0 leaves no val half, for retraining.
-        split: ``shuffled`` draws the halves by the seed; ``official`` takes the first pictures for the train half.
-        batch_size: Pictures for each device and training step.
-        eval_batch_size: Pictures for each device and step of validation and test.
-        padding: Pixels of zero padding out of which training pictures are cropped at random; 0 for no crop.
-        flip: Whether training pictures are flipped left to right at random.
-        cutout: Side in pixels of the square that is cut out of training pictures; 0 for none.
-        augment_val: Whether val pictures get the same augmentation in search steps, as in the published code.
-        max_pictures: Use only so many training pictures; null for all.
-        seed: Seed of split, order and augmentation; null for the one of seed_everything.
+        train_portion: Share of the training pictures in the training half; 1.0 leaves no validation half, as for
+            retraining.
+        split: ``shuffled`` draws the halves by the seed; ``official`` takes the first pictures for the training half.
+        batch_size: Pictures per device and step of training.
+        eval_batch_size: Pictures per device and step of validation and test.
+        padding: Pixels by which training pictures are shifted at most; 0 for no random crop.
+        flip: Whether training pictures are mirrored left to right, each with probability 0.5.
+        cutout: Side, in pixels, of the square that is cut out of training pictures; 0 for none.
+        augment_val: Whether the validation pictures are augmented like the training pictures in the steps of a search.
+        max_pictures: Largest number of training pictures to use, drawn as ``split`` says; null for all.
+        seed: Seed of split, order and augmentation; null for that of seed_everything.
+
+    Raises:
+        InputError: If a value is not allowed.
     """
 
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: Channels | None = None
+    """Mean of each channel, where a full byte counts as 1; None computes it from the training half."""
+    std: Channels | None = None
+    """Standard deviation of each channel in the same unit; None computes it from the training half."""
 
     def __init__(
         self,
+        *,
         train_portion: float = 0.5,
-        split: Literal["shuffled", "official"] = "shuffled",
+        split: Split = "shuffled",
         batch_size: int = 64,
         eval_batch_size: int = 256,
         padding: int = 4,
@@ -54,163 +63,223 @@ class ImageData(LightningDataModule):
     ) -> None:
         super().__init__()
         if not 0 < train_portion <= 1:
-            raise InputError(f"train_portion is {train_portion}, but it must be above 0 and at most 1.")
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("padding", padding, 0),
-            ("cutout", cutout, 0),
-            ("max_pictures", max_pictures, 2),
-        ):
-            if value is not None and value < least:
-                raise InputError(f"{name} is {value}, but it must be at least {least}; give a larger number.")
-        self.train_portion, self.split = train_portion, split
+            raise InputError(
+                f"train_portion is {train_portion}, but it must be above 0 and at most 1; give for example 0.5."
+            )
+        if split not in get_args(Split):
+            raise InputError(
+                f"split is {split!r}, but it must be one of {', '.join(get_args(Split))}; give one of them."
+            )
+        check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_at_least(0, padding=padding, cutout=cutout, seed=seed)
+        check_at_least(2, max_pictures=max_pictures)
+        self.train_portion, self.split, self.max_pictures, self.seed = train_portion, split, max_pictures, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.padding, self.flip, self.cutout, self.augment_val = padding, flip, cutout, augment_val
-        self.max_pictures, self._seed = max_pictures, seed
         self._training: Pictures | None = None
         self._test: Pictures | None = None
 
+    @abstractmethod
     def load(self, train: bool) -> Pictures:
-        """Returns the training pictures, or the test pictures.
+        """Returns the training pictures or the test pictures.
+
+        Args:
+            train: Whether the training pictures are wanted.
 
         Raises:
             InputError: If they cannot be had.
         """
-        raise NotImplementedError
 
-    @property
-    def seed(self) -> int:
-        """The seed of every draw here."""
-        return run_seed() if self._seed is None else self._seed
+    # ------------------------------------------------------------------ set-up
 
     def setup(self, stage: str) -> None:
-        """Loads what the stage needs; test pictures for the stage ``test`` only.
+        """Loads the pictures that a stage needs.
+
+        Args:
+            stage: ``fit``, ``validate`` or ``test``.
 
         Raises:
             InputError: If the pictures cannot be used.
         """
+        is_test = stage == "test"
+        if not is_test or self.mean is None or self.std is None:
+            self._set_up_training()
+        if is_test and self._test is None:
+            self._test = _checked(self.load(train=False))
+            if self._training is not None:
+                _check_alike(self._training, self._test)
+
+    def _set_up_training(self) -> None:
         if self._training is None:
-            self._training = self._checked(self.load(train=True))
-            self._halves = self._split(self._training)
-            if self.mean is None or self.std is None:
-                self.mean, self.std = _moments(self._training.images, self._halves[0])
-        if stage == "test" and self._test is None:
-            self._test = self._checked(self.load(train=False))
-            if self._test.classes != self._training.classes:
-                raise InputError(
-                    f"The test pictures have the classes {', '.join(self._test.classes)}, but the training pictures "
-                    f"have {', '.join(self._training.classes)}; give both the same class folders."
-                )
+            self._training = _checked(self.load(train=True))
+        self._seed = run_seed() if self.seed is None else self.seed
+        self._train_half, self._val_half = self._halves(len(self._training))
+        if self.mean is None or self.std is None:
+            self._mean, self._std = channel_statistics(self._training.images, self._train_half)
 
-    @staticmethod
-    def _checked(pictures: Pictures) -> Pictures:
-        if len(pictures.classes) < 2:
-            raise InputError(
-                f"There is only the class {', '.join(pictures.classes)}, but a network needs at least 2 to tell apart."
-            )
-        return pictures
-
-    def _split(self, pictures: Pictures) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, _SPLIT))
-        count = len(pictures)
-        order = torch.randperm(count, generator=generator) if self.split == "shuffled" else torch.arange(count)
+    def _halves(self, count: int) -> tuple[Tensor, Tensor]:
+        """Returns the numbers of the pictures in each half."""
+        shuffled = self.split == "shuffled"
+        order = epoch_order(count, derived_seed(self._seed, _SPLIT), 0) if shuffled else torch.arange(count)
         order = order[: self.max_pictures]
-        middle = int(self.train_portion * len(order))
-        if not middle or (middle == len(order) and self.train_portion < 1):
+        border = int(self.train_portion * len(order))
+        if border == 0 or (border == len(order) and self.has_val):
             raise InputError(
-                f"There are {len(order)} training pictures, too few for two halves with train_portion "
-                f"{self.train_portion}; give more pictures."
+                f"A train_portion of {self.train_portion} leaves one half of {len(order)} training pictures empty; "
+                "give more pictures or another --data.train_portion."
             )
-        return order[:middle], order[middle:]
+        return order[:border], order[border:]
 
     @property
-    def training(self) -> Pictures:
-        """The training pictures, after `setup`."""
-        assert self._training is not None
-        return self._training
+    def _loaded(self) -> Pictures:
+        pictures = self._test if self._training is None else self._training
+        if pictures is None:
+            raise RuntimeError("Call setup before anything that needs the pictures.")
+        return pictures
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, after `setup`."""
-        return self.training.classes
+        """The names of the classes."""
+        return self._loaded.classes
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, after `setup`."""
+        """The number of classes."""
         return len(self.classes)
 
     @property
-    def image_shape(self) -> tuple[int, ...]:
-        """Channels, height and width of a picture, after `setup`."""
-        return tuple(self.training.images.shape[1:])
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a picture."""
+        channels, height, width = self._loaded.images.shape[1:]
+        return channels, height, width
 
     @property
     def has_val(self) -> bool:
-        """Whether there is a val half, after `setup`."""
-        return len(self._halves[1]) > 0
+        """Whether there is a validation half."""
+        return self.train_portion < 1
+
+    # ------------------------------------------------------------------ loaders
 
     def train_dataloader(self) -> Batches:
-        """Returns the batches of training."""
-        rank, world_size = self._place()
-        return Batches(self.training, *self._halves, self.batch_size, self.seed, self.augment_val, rank, world_size)
+        """Returns the training batches, each with the validation batch of the same step if there is that half."""
+        val = self._val_half if self.has_val else None
+        return Batches(
+            self._loaded,
+            self._train_half,
+            val,
+            self.batch_size,
+            self._seed,
+            **self._device(),
+            augment_val=self.augment_val,
+        )
 
-    def val_dataloader(self) -> EvaluationBatches | list[Any]:
-        """Returns the val half without augmentation, or an empty list where there is none."""
+    def val_dataloader(self) -> EvaluationBatches | list[EvaluationBatches]:
+        """Returns the validation half without augmentation, or an empty list if there is none."""
         if not self.has_val:
             return []
-        return EvaluationBatches(self.training, self._halves[1], self.eval_batch_size, None, None, *self._place())
+        return EvaluationBatches(self._loaded, self._val_half, self.eval_batch_size, **self._device())
 
     def test_dataloader(self) -> EvaluationBatches:
         """Returns the test pictures."""
         assert self._test is not None
-        return EvaluationBatches(
-            self._test, torch.arange(len(self._test)), self.eval_batch_size, None, None, *self._place()
-        )
+        return EvaluationBatches(self._test, torch.arange(len(self._test)), self.eval_batch_size, **self._device())
 
-    def selection_batches(self, augmented: bool, seed: int, limit: int | None) -> EvaluationBatches:
-        """Returns the val half in an order that a seed determines, all of it on every device.
+    def selection_batches(
+        self, augmented: bool, seed: int, limit: int | None = None, batch_size: int | None = None
+    ) -> EvaluationBatches:
+        """Returns the validation half in an order of its own, for scoring candidates.
+
+        Every device gets the same batches, so that all of them measure the same.
 
         Args:
-            augmented: Whether the pictures get the training augmentation.
-            seed: Determines order and augmentation.
-            limit: Largest number of batches, or None for all.
+            augmented: Whether the pictures are augmented like training pictures.
+            seed: Seed of order and augmentation; the same seed gives the same batches.
+            limit: Largest number of batches; None for all.
+            batch_size: Pictures per batch; None for as many as in training.
+
+        Raises:
+            InputError: If there is no validation half, or a value is not allowed.
         """
-        generator = torch.Generator().manual_seed(derived_seed(seed, _SELECTION))
-        half = self._halves[1]
-        order = half[torch.randperm(len(half), generator=generator)]
-        return EvaluationBatches(self.training, order, self.batch_size, seed if augmented else None, limit)
+        if not self.has_val:
+            raise InputError(
+                f"Selection scores candidates on the validation half, but train_portion is {self.train_portion} and "
+                "leaves none; give less, such as --data.train_portion 0.5."
+            )
+        check_at_least(1, limit=limit, batch_size=batch_size)
+        order = epoch_order(len(self._val_half), derived_seed(seed, _SELECTION), 0)
+        size = self.batch_size if batch_size is None else batch_size
+        draws = seed if augmented else None
+        return EvaluationBatches(self._loaded, self._val_half[order], size, limit=limit, seed=draws)
+
+    def _device(self) -> dict[str, int]:
+        """Returns the number of this device and how many there are."""
+        if self.trainer is None:
+            return {}
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+    # ------------------------------------------------------------------ on the device
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Augments and normalises a batch on its device."""
-        if isinstance(batch, dict):
-            return {part: self._prepared(pictures) for part, pictures in batch.items()}
-        return self._prepared(batch)
+        """Augments and normalises a batch, or each batch of a dictionary.
+
+        Args:
+            batch: What a loader of this module gave out.
+            dataloader_idx: Number of the loader.
+
+        Returns:
+            The same with normalised images.
+        """
+        if isinstance(batch, Batch):
+            return self._prepared(batch)
+        return {part: self._prepared(pictures) for part, pictures in batch.items()}
 
     def _prepared(self, batch: Batch) -> Batch:
-        assert self.mean is not None
-        assert self.std is not None
-        images, seed = batch.images, batch.seed
-        if seed >= 0:
-            images = augment(images, seed, self.padding, self.flip)
-        images = normalise(images, self.mean, self.std)
-        if seed >= 0 and self.cutout:
-            images = cut_out(images, seed + 1, self.cutout)
-        return Batch(images, batch.labels, seed)
+        images, labels, seed = batch
+        mean, std = self.normalisation
+        if seed == UNCHANGED:
+            return Batch(normalise(images, mean, std), labels, seed)
+        images = normalise(augment(images, seed, self.padding, self.flip), mean, std)
+        return Batch(cut_out(images, seed, self.cutout) if self.cutout else images, labels, seed)
 
-    def _place(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+    @property
+    def normalisation(self) -> tuple[Channels, Channels]:
+        """Mean and standard deviation of each channel, where a full byte counts as 1."""
+        return (self._mean, self._std) if self.mean is None or self.std is None else (self.mean, self.std)
 
 
-def _moments(images: Tensor, indices: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of some pictures, in units of full brightness."""
-    total, squares, pixels = torch.zeros(3).double(), torch.zeros(3).double(), 0
-    for part in torch.split(indices, 1024):
-        values = images[part].double() / 255
-        total += values.sum(dim=(0, 2, 3))
-        squares += values.square().sum(dim=(0, 2, 3))
-        pixels += values.shape[0] * values.shape[2] * values.shape[3]
-    mean = total / pixels
-    std = (squares / pixels - mean.square()).clamp_min(0).sqrt()
-    # A channel that never changes has nothing to be scaled.
-    return tuple(mean.tolist()), tuple(torch.where(std > 0, std, 1.0).tolist())
+def check_at_least(least: int, **options: int | None) -> None:
+    """Checks that options are not too small.
+
+    Args:
+        least: Smallest value that is allowed.
+        options: The values by name; None is always allowed.
+
+    Raises:
+        InputError: If one is smaller.
+    """
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise InputError(f"{name} is {value}, but it must be at least {least}; give a larger --data.{name}.")
+
+
+def _checked(pictures: Pictures) -> Pictures:
+    if len(pictures.classes) < 2:
+        raise InputError(
+            f"The pictures have the classes {list(pictures.classes)}, but there must be at least 2 to tell apart; give "
+            "other pictures."
+        )
+    return pictures
+
+
+def _check_alike(training: Pictures, test: Pictures) -> None:
+    if training.classes != test.classes:
+        odd = sorted(set(training.classes) ^ set(test.classes)) or list(test.classes)
+        raise InputError(
+            f"Training and test pictures must have the same classes, but {odd[0]!r} is not in both; give both the same."
+        )
+    if training.images.shape[1:] != test.images.shape[1:]:
+        (_, height, width), (_, test_height, test_width) = training.images.shape[1:], test.images.shape[1:]
+        raise InputError(
+            f"Training pictures are {width}x{height} pixels, but test pictures {test_width}x{test_height}; give "
+            "--data.size to resize all."
+        )

@@ -1,135 +1,176 @@
-"""Which picture comes when: pure functions of seed, epoch, rank and number of devices, so a run can go on anywhere."""
+"""Which pictures a batch holds, as pure functions of the seed and of the batch's place in the run.
+
+Nothing is remembered but the place, so a run that goes on anywhere, on any number of devices, sees the batches that it
+would have seen without a stop.
+"""
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dartslight.data.pictures import Pictures
+from dartslight.errors import InputError
 from dartslight.seeding import derived_seed
 
-_ORDER, _AUGMENTATION = 10, 11  # what a derived seed is for
-_TRAIN, _VAL = 0, 1
+_ORDER, _TRAIN, _VAL, _AUGMENT, _EVALUATE = 12, 13, 14, 15, 16  # what a derived seed is for
+
+UNCHANGED = -1
+"""The seed of a batch that is not augmented."""
 
 
 class Batch(NamedTuple):
-    """Some pictures.
-
-    Args:
-        images: Raw uint8 from a loader, normalised float32 in a step, (batch, 3, height, width).
-        labels: Class indices, (batch,).
-        seed: What the augmentation draws from, -1 for none.
-    """
+    """Pictures for one step on one device."""
 
     images: Tensor
+    """Bytes, (n, 3, height, width); after the transfer to the device normalised float32."""
     labels: Tensor
+    """Class numbers, int64, (n,)."""
     seed: int
+    """Seed of the augmentation; -1 leaves the pictures as they are."""
 
 
-class _Epoch:
-    """What Lightning tells the epoch to."""
+def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
+    """Returns a permutation of ``range(length)`` that follows from the seed and the epoch.
 
-    def __init__(self) -> None:
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    Args:
+        length: Number of elements.
+        seed: Seed of the permutations.
+        epoch: Number of the epoch, from 0.
+    """
+    generator = torch.Generator().manual_seed(derived_seed(seed, _ORDER, epoch))
+    return torch.randperm(length, generator=generator)
 
 
 class Batches:
-    """The batches of training: ``{"train": …, "val": …}``, or ``{"train": …}`` where there is no val half.
+    """The batches of training epochs: of the training half, and of the validation half beside it.
 
-    Step b of an epoch takes the b-th ``batch_size * world_size`` pictures of a permutation of the train half, each rank
-    its own consecutive part. The val half has a permutation of its own; a smaller half goes round again.
+    An epoch goes through the training half once; its last batch may be smaller. If the validation half makes as many
+    batches, the epoch goes through it once, too. Otherwise all its batches are full: a short half goes on from one
+    permutation to the next, a long one is left where the epoch ends.
+
+    Lightning tells the epoch to `sampler`, and keeps `state_dict` in its checkpoints.
 
     Args:
         pictures: The pictures.
-        train: Indices of the train half.
-        val: Indices of the val half, which may be empty.
-        batch_size: Pictures for each device and step.
-        seed: The run's seed.
-        augment_val: Whether the val pictures are augmented.
-        rank: Number of this device.
-        world_size: Number of devices.
+        train: The numbers of the pictures in the training half.
+        val: The numbers of the pictures in the validation half; None if there is none.
+        batch_size: Pictures per device and batch.
+        seed: Seed of orders and augmentation.
+        rank: Number of this device, from 0.
+        world_size: Number of devices. They share each batch of ``batch_size * world_size`` pictures; the training half
+            is continued from its start until they can share it equally.
+        augment_val: Whether the validation batches are augmented.
     """
 
     def __init__(
         self,
         pictures: Pictures,
         train: Tensor,
-        val: Tensor,
+        val: Tensor | None,
         batch_size: int,
         seed: int,
-        augment_val: bool = True,
+        *,
         rank: int = 0,
         world_size: int = 1,
+        augment_val: bool = True,
     ) -> None:
         self.pictures, self.train, self.val = pictures, train, val
-        self.batch_size, self.seed, self.augment_val = batch_size, seed, augment_val
-        self.rank, self.world_size = rank, world_size
-        self.sampler = _Epoch()
-        self._start = self._next = 0
+        self.seed, self.rank, self.world_size, self.augment_val = seed, rank, world_size, augment_val
+        self.global_size = batch_size * world_size
+        self._epoch = 0
+        self._place = {"epoch": 0, "next_batch": 0}
+        self._goes_on = False
 
     def __len__(self) -> int:
-        return math.ceil(len(self.train) / (self.batch_size * self.world_size))
+        """Returns the number of batches in an epoch."""
+        return math.ceil(len(self.train) / self.global_size)
+
+    @property
+    def sampler(self) -> "Batches":
+        """This object: Lightning calls the `set_epoch` of a loader's sampler."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch whose batches follow.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+        """
+        self._epoch = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns the place of the batch that follows the last one given out."""
+        return dict(self._place)
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Lets the next iteration begin where another one was, if it is of the same epoch.
+
+        Args:
+            state_dict: What `state_dict` returned.
+        """
+        self._place, self._goes_on = dict(state_dict), True
 
     def __iter__(self) -> Iterator[dict[str, Batch]]:
-        # Lightning makes the iterator before it tells the epoch, so both are read at the first step.
-        start, self._start = self._start, 0
-        epoch = self.sampler.epoch
-        for step in range(start, len(self)):
-            self._next = step + 1
-            yield self.at(epoch, step)
+        """Gives out the batches of the epoch, from the place that was restored if there is one."""
+        # In a generator this runs at the first batch. Lightning sets the epoch after it has made the iterator.
+        epoch = self._epoch
+        goes_on = self._goes_on and self._place["epoch"] == epoch
+        start = self._place["next_batch"] if goes_on else 0
+        self._goes_on = False
+        train = self._train_order(epoch)
+        val = None if self.val is None else self._val_order(self.val, epoch)
+        for b in range(start, len(self)):
+            batch = {"train": self._batch(train, epoch, b, _TRAIN, augmented=True)}
+            if val is not None:
+                batch["val"] = self._batch(val, epoch, b, _VAL, augmented=self.augment_val)
+            self._place = {"epoch": epoch, "next_batch": b + 1}
+            yield batch
 
-    def at(self, epoch: int, step: int) -> dict[str, Batch]:
-        """Returns the batch of one step."""
-        first = step * self.batch_size * self.world_size
-        count = min(self.batch_size * self.world_size, len(self.train) - first)
-        each = -(-count // self.world_size)  # the last, smaller batch is filled up so that all ranks get equally many
-        first += self.rank * each
-        batch = {"train": self._part(self.train, _TRAIN, epoch, step, first, each, augmented=True)}
-        if len(self.val):
-            batch["val"] = self._part(self.val, _VAL, epoch, step, first, each, augmented=self.augment_val)
-        return batch
+    def _train_order(self, epoch: int) -> Tensor:
+        """Returns the training half in the order of an epoch, repeated until all devices get equally much."""
+        n = len(self.train)
+        order = epoch_order(n, derived_seed(self.seed, _TRAIN), epoch)
+        return self.train[order[torch.arange(self._divisible(n)) % n]]
 
-    def _part(self, half: Tensor, which: int, epoch: int, step: int, first: int, count: int, augmented: bool) -> Batch:
-        rounds = range(first // len(half), (first + count - 1) // len(half) + 1)
-        orders = [self._order(len(half), which, epoch, round_) for round_ in rounds]
-        offset = first - rounds[0] * len(half)
-        chosen = half[torch.cat(orders)[offset : offset + count]]
-        seed = derived_seed(self.seed, _AUGMENTATION, which, epoch, step, self.rank) if augmented else -1
-        return Batch(self.pictures.images[chosen], self.pictures.labels[chosen], seed)
+    def _val_order(self, half: Tensor, epoch: int) -> Tensor:
+        """Returns a half in the order of an epoch, as long as its batches need it."""
+        n = len(half)
+        once = math.ceil(n / self.global_size) == len(self)
+        length = self._divisible(n) if once else len(self) * self.global_size
+        cycles = range(math.ceil(length / n))
+        orders = [epoch_order(n, derived_seed(self.seed, _VAL, cycle), epoch) for cycle in cycles]
+        return half[torch.cat(orders)[:length]]
 
-    def _order(self, length: int, which: int, epoch: int, round_: int) -> Tensor:
-        key = (length, which, epoch, round_)
-        if getattr(self, "_cached", {}).get(which, (None,))[0] != key:
-            generator = torch.Generator().manual_seed(derived_seed(self.seed, _ORDER, which, epoch, round_))
-            self._cached = {**getattr(self, "_cached", {}), which: (key, torch.randperm(length, generator=generator))}
-        order: Tensor = self._cached[which][1]
-        return order
+    def _divisible(self, length: int) -> int:
+        return math.ceil(length / self.world_size) * self.world_size
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the step that comes next in the epoch; Lightning keeps the epoch itself."""
-        return {"next": self._next % len(self)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on at the step that `state_dict` returned."""
-        self._start = self._next = state_dict["next"]
+    def _batch(self, order: Tensor, epoch: int, b: int, part: int, augmented: bool) -> Batch:
+        shared = order[b * self.global_size : (b + 1) * self.global_size]
+        mine = shared.chunk(self.world_size)[self.rank]
+        seed = derived_seed(self.seed, _AUGMENT, epoch, b, self.rank, part) if augmented else UNCHANGED
+        return Batch(self.pictures.images[mine], self.pictures.labels[mine], seed)
 
 
 class EvaluationBatches:
-    """Batches of some pictures in a given order, each once.
+    """The batches of an evaluation: every picture once, in the given order.
+
+    All devices have equally many batches, since they wait for each other in each of them. For this the last batch may
+    be larger by one picture on some devices.
 
     Args:
         pictures: The pictures.
-        indices: Which of them, in this order.
-        batch_size: Pictures in a batch.
-        seed: Seeds the augmentation, or None for none.
-        limit: Largest number of batches, or None for all.
-        rank: Number of this device.
-        world_size: Number of devices among which the pictures are divided.
+        indices: The numbers of the pictures to evaluate on, in order.
+        batch_size: Pictures per device and batch.
+        rank: Number of this device, from 0.
+        world_size: Number of devices; each takes every ``world_size``-th picture.
+        limit: Largest number of batches; None for all.
+        seed: Seed of the augmentation; None leaves the pictures as they are.
+
+    Raises:
+        InputError: If there are fewer pictures than devices.
     """
 
     def __init__(
@@ -137,19 +178,31 @@ class EvaluationBatches:
         pictures: Pictures,
         indices: Tensor,
         batch_size: int,
-        seed: int | None = None,
-        limit: int | None = None,
+        *,
         rank: int = 0,
         world_size: int = 1,
+        limit: int | None = None,
+        seed: int | None = None,
     ) -> None:
-        own = indices[rank::world_size]
-        self.pictures, self.seed, self.rank = pictures, seed, rank
-        self._parts = list(torch.split(own, batch_size))[:limit]
+        if len(indices) < world_size:
+            raise InputError(
+                f"{world_size} devices cannot share {len(indices)} pictures in an evaluation; use at most "
+                f"{len(indices)} devices, as in --trainer.devices 1."
+            )
+        self.pictures, self.batch_size, self.rank, self.seed = pictures, batch_size, rank, seed
+        self.mine = indices[rank::world_size]
+        full, rest = divmod(len(indices), batch_size * world_size)
+        self._all = max(1, full + (rest >= world_size))
+        self._length = self._all if limit is None else min(limit, self._all)
 
     def __len__(self) -> int:
-        return len(self._parts)
+        """Returns the number of batches."""
+        return self._length
 
     def __iter__(self) -> Iterator[Batch]:
-        for b, part in enumerate(self._parts):
-            seed = -1 if self.seed is None else derived_seed(self.seed, _AUGMENTATION, b, self.rank)
-            yield Batch(self.pictures.images[part], self.pictures.labels[part], seed)
+        """Gives out the batches."""
+        for b in range(len(self)):
+            end = None if b + 1 == self._all else (b + 1) * self.batch_size
+            mine = self.mine[b * self.batch_size : end]
+            seed = UNCHANGED if self.seed is None else derived_seed(self.seed, _EVALUATE, b, self.rank)
+            yield Batch(self.pictures.images[mine], self.pictures.labels[mine], seed)
