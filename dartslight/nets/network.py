@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dartslight.errors import InputError
 from dartslight.nets.cell import CellNetwork
-from dartslight.nets.operations import Conv, FactorizedReduce, Operation, Setting, Source
+from dartslight.nets.operations import Conv, FactorizedReduce, Noise, Operation, Setting, Source
 from dartslight.spaces import Block, Cell, layout
 
 Stem = Literal["cifar", "imagenet"]
@@ -108,6 +108,8 @@ class Network(nn.Module):
         else:
             raise InputError(f"The stem {stem!r} goes with networks of the DARTS kind only; use 'cifar'.")
         self.classifier = nn.Linear(channels, num_classes)
+        for place, noise in enumerate(m for m in self.modules() if isinstance(m, Noise)):
+            noise.place = place
         self.to(memory_format=torch.channels_last)
 
     def _add_chain(self, cells: Mapping[str, Cell], setting: Setting, stem: Stem) -> tuple[nn.Module, int]:

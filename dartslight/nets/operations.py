@@ -124,15 +124,23 @@ class Zero(Operation):
 
 
 class Noise(Operation):
-    """``noise``: fresh standard normal numbers in place of the input, a distractor that must never be chosen (S4)."""
+    """``noise``: standard normal numbers in place of the input, a distractor that must never be chosen (S4).
+
+    The numbers follow from torch's seed, which search and selection set anew for every step, and from the operation's
+    place in the network. So all passes of one step see the same ones: variants are compared on equal terms, and the
+    differences of the second-order gradient are those of the weights alone.
+    """
 
     def __init__(self, stride: int) -> None:
         super().__init__()
         self.stride = stride
+        self.place = 0
 
     def forward(self, source: Source, weight: Weight) -> Tensor:
         """Returns weighted noise of the output's shape."""
-        return scaled(torch.randn_like(source.x[:, :, :: self.stride, :: self.stride]), weight)
+        x = source.x[:, :, :: self.stride, :: self.stride]
+        generator = torch.Generator(x.device).manual_seed(torch.initial_seed() + self.place)
+        return scaled(torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device), weight)
 
 
 class Identity(Operation):

@@ -28,7 +28,7 @@ def find_space(name: str) -> SearchSpace:
     if module:
         try:
             space = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise InputError(
                 f"The search space {name!r} cannot be imported ({error}); check the import path."
             ) from None
