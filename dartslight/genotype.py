@@ -250,8 +250,8 @@ def _check_space(genotype: Genotype, space: SearchSpace, name: str) -> None:
             count = len(whole.edges_into(node))
             if space.inputs_per_node is None and len(cell.edges_into(node)) != count:
                 raise InputError(
-                    f"{name} has {len(cell.edges_into(node))} inputs of node {node} in its {cell.name} cell, but the space "
-                    f"{space.name!r} keeps all {count}; give the whole cell."
+                    f"{name} has {len(cell.edges_into(node))} inputs of node {node} in its {cell.name} cell, but the "
+                    f"space {space.name!r} keeps all {count}; give the whole cell."
                 )
         allowed = {(edge.source, edge.node): edge.ops for edge in whole.edges}
         for edge in cell.edges:
