@@ -1,11 +1,13 @@
 """The command line: Lightning's commands and ``select`` for what trains, small commands for what does not."""
 
+import os
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dartslight import __version__
 from dartslight.errors import InputError
 
 _OVERVIEW = """\
@@ -17,7 +19,6 @@ Search a neural architecture for your images, decide it, train it.
   select    decide the supernet of an earlier search by another rule
   test      measure a retrained network on the test pictures
   validate  measure a network on the validation pictures
-  predict   Lightning's prediction loop
   lookup    tell what a table of known architectures says of a genotype
   draw      draw the cells of a genotype
 
@@ -25,7 +26,7 @@ python -m dartslight COMMAND --help tells the options of a command. Start with:
   python -m dartslight fit --config configs/quickstart.yaml
 """
 
-_TRAINING = ("fit", "validate", "test", "predict", "select")
+_TRAINING = ("fit", "validate", "test", "select")
 
 
 def draw(words: Sequence[str]) -> None:
@@ -79,13 +80,26 @@ def parse(parser: Any, words: Sequence[str]) -> Any:
     try:
         return parser.parse_args(list(words))
     except ArgumentError as error:
-        cause = error.__cause__ or error.__context__
-        while cause is not None and not isinstance(cause, InputError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is not None:
-            raise cause from None
-        message = " ".join(str(error).split()).rstrip(".")
-        raise InputError(f"{message}; --help of the command tells what is allowed.") from None
+        mistake = inner_input_error(error) or InputError(
+            f"{one_line(error)}; --help of the command tells what is allowed."
+        )
+    raise mistake
+
+
+def inner_input_error(error: BaseException | None) -> InputError | None:
+    """Returns the user's mistake around which other errors have been wrapped, or None."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def one_line(error: Exception) -> str:
+    """Returns what an error says, on one line; of jsonargparse's tree of reasons, the part about what was given."""
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    starts = [i for i, line in enumerate(lines) if line.startswith("Problem with given class_path")]
+    lines = lines[starts[-1] :] if starts else lines
+    ends = [i for i, line in enumerate(lines) if line.startswith(("Expected a <class 'NoneType'>", "Given value"))]
+    return " ".join(lines[: ends[0]] if ends else lines).strip().rstrip(".:")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,27 +109,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after ``python -m dartslight``; None takes them from the command line.
 
     Returns:
-        The exit code: 0, or 2 where the input was wrong.
+        The exit code: 0; 2 where the input was wrong; 130 where the run was told to stop.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help"):
-        print(_OVERVIEW, end="")
-        return 0
-    if words[0] == "--version":
-        from dartslight import __version__
-
-        print(__version__)
-        return 0
     try:
-        _run(words[0], words[1:])
+        _run(*words[:1], words=words[1:])
+        sys.stdout.flush()
     except InputError as error:
         print(f"dartslight: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("dartslight: Stopped; go on with --ckpt_path RUN/checkpoints/last.ckpt.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output has heard enough; nothing more may be written to it when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 
-def _run(command: str, words: list[str]) -> None:
-    if command in _SMALL:
+def _run(command: str = "--help", *, words: list[str]) -> None:
+    if command in ("-h", "--help"):
+        print(_OVERVIEW, end="")
+    elif command == "--version":
+        print(__version__)
+    elif command in _SMALL:
         _SMALL[command](words)
     elif command in _TRAINING:
         # torch and Lightning take seconds to import, which the small commands need not wait for.

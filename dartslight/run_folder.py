@@ -12,6 +12,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from dartslight.errors import InputError
+
 METRICS, CONFIG, GENOTYPE, DECISIONS = "metrics.csv", "config.yaml", "genotype.json", "decisions.csv"
 LAST, SEARCHED = "last.ckpt", "search.ckpt"
 
@@ -27,7 +29,8 @@ def write_whole(path: Path, text: str) -> None:
 class RunFolder(Logger):
     """Gives a run a folder ``version_N`` that no other run has, and writes its ``metrics.csv``.
 
-    The folder appears with `create`, once everything that the user gave has proved right.
+    The folder appears with `create`, once everything that the user gave has proved right. In a run that went on within
+    an epoch, the means of that epoch are over its remaining batches.
 
     Args:
         root: The folder in which runs get their folders.
@@ -60,9 +63,35 @@ class RunFolder(Logger):
                 self._path = candidate
             except FileExistsError:
                 continue  # another run was faster
+            except OSError as error:
+                raise InputError(
+                    f"The run folder {str(candidate)!r} cannot be made ({error.strerror}); give another folder with "
+                    "--trainer.default_root_dir."
+                ) from None
         if self._resumed and not self._rows:
             self._rows = _read_rows(self._path / METRICS)
         return self._path
+
+    def settle(self, path: Path) -> None:
+        """Takes the folder that rank 0 has created."""
+        self._path = path
+
+    def checkpoint(self, trainer: Trainer, name: str) -> None:
+        """Writes a checkpoint so that at any moment either the old one or the new one is there.
+
+        Lightning writes to the system's temporary folder and moves the file, which copies it where that folder is on
+        another file system.
+
+        Args:
+            trainer: The trainer, on every rank.
+            name: Name of the checkpoint's file.
+        """
+        path = self.path / "checkpoints" / name
+        temporary = path.with_name(f".{name}.new")
+        trainer.save_checkpoint(temporary, weights_only=False)
+        if trainer.is_global_zero:
+            temporary.replace(path)
+        trainer.strategy.barrier()
 
     def _next_number(self) -> int:
         taken = [p.name.removeprefix("version_") for p in self._root.glob("version_*")]

@@ -6,18 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dartslight.callbacks import RunCheckpoints, RunConfig, Selector
-from dartslight.cli import parse
+from dartslight.carried_config import with_carried_config
+from dartslight.cli import inner_input_error, one_line, parse
 from dartslight.data import ImageData
 from dartslight.errors import InputError
 from dartslight.modules import SearchModule
-from dartslight.modules.checkpoint import HEADER, read_checkpoint
 from dartslight.run_folder import CONFIG, LAST, RunFolder, folder_of
 from dartslight.selection import Rule
 from dartslight.trainer import SearchTrainer
@@ -29,7 +28,9 @@ class DartslightCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Returns the commands and the arguments of theirs that are not options."""
-        return {**LightningCLI.subcommands(), "select": {"model", "datamodule"}}
+        hidden = {"weights_only"}  # always true: nothing in a checkpoint can run code
+        known = {name: skipped | hidden for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
+        return {**known, "select": {"model", "datamodule"}}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Returns a parser that raises its errors."""
@@ -61,23 +62,71 @@ class DartslightCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Does nothing: checkpoints carry their configuration, see `_configured`."""
 
+    def instantiate_classes(self) -> None:
+        """Makes model, data and trainer, and turns what their classes say of wrong values into one sentence."""
+        try:
+            super().instantiate_classes()
+        except InputError:
+            raise
+        except (ValueError, TypeError, RuntimeError, NotImplementedError, MisconfigurationException) as error:
+            raise _as_input_error(error) from None
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise _as_input_error(error) from None
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Returns the trainer with the run folder as its first logger and the callbacks that keep the folder."""
         config = self._get(self.config_init, "trainer")
-        ckpt_path = self._get(self.config_init, "ckpt_path")
-        folder = RunFolder(config["default_root_dir"] or "runs", resumed=_run_to_go_on(ckpt_path))
-        given = config["logger"]
-        others: list[Any] = given if isinstance(given, list) else [given] if isinstance(given, Logger) else []
-        callbacks: list[Any] = []
+        writes = self.subcommand in ("fit", "select")
+        goes_on = _run_to_go_on(self._get(self.config_init, "ckpt_path")) if writes else None
+        folder = RunFolder(config["default_root_dir"] or "runs", resumed=goes_on)
+        callbacks = _as_list(config["callbacks"])
+        if writes:
+            callbacks += self._own_callbacks(config)
+        config["callbacks"] = callbacks
+        return super().instantiate_trainer(logger=[folder, *_as_list(config["logger"])], **kwargs)
+
+    def _own_callbacks(self, config: dict[str, Any]) -> list[Callback]:
         rule = self._get(self.config_init, "selection")
-        if rule is not None and isinstance(self.model, SearchModule):
-            callbacks.append(Selector(rule))
-        elif self.subcommand == "select":
+        is_search = isinstance(self.model, SearchModule)
+        if rule is not None and not is_search and self.subcommand == "fit":
+            raise InputError("A selection decides a search, but the model is none; leave --selection out.")
+        if rule is None and self.subcommand == "select":
             raise InputError("select needs a rule; give --selection, or one of the configurations in configs/select.")
+        callbacks: list[Callback] = [Selector(rule)] if rule is not None and is_search else []
         if config["enable_checkpointing"] is not False:
             callbacks.append(RunCheckpoints(self._get(self.config_init, "checkpoint_every_n_batches")))
-        config["callbacks"] = [*(config["callbacks"] or []), *callbacks]
-        return super().instantiate_trainer(logger=[folder, *others], **kwargs)
+        return callbacks
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        return kwargs if subcommand == "select" else {**kwargs, "weights_only": True}
+
+    def before_fit(self) -> None:
+        """Checks what the trainer was given.
+
+        Raises:
+            InputError: If there is no epoch to train, or the precision is one in which nothing here is tested.
+        """
+        epochs, precision = self.trainer.max_epochs, self.trainer.precision
+        if epochs is None or epochs < 1:
+            raise InputError(f"--trainer.max_epochs is {epochs}, but a run needs at least 1; give a larger number.")
+        if precision.endswith("true") and not precision.startswith("32"):
+            raise InputError(f"The precision {precision!r} is not supported; use 32-true, bf16-mixed or 16-mixed.")
+
+    def before_test(self) -> None:
+        """Checks that there are trained weights to measure.
+
+        Raises:
+            InputError: If no checkpoint is given.
+        """
+        if self._get(self.config_init, "ckpt_path") is None:
+            raise InputError("There are no trained weights to measure; give them with --ckpt_path.")
+
+    before_validate = before_test
 
     def after_fit(self) -> None:
         """Names the run's folder."""
@@ -94,11 +143,12 @@ def run_training(command: str, words: Sequence[str]) -> None:
     """Runs one of the commands that need a trainer.
 
     Args:
-        command: fit, validate, test, predict or select.
+        command: fit, validate, test or select.
         words: The words that follow it.
 
     Raises:
         InputError: If what the user gave is wrong.
+        KeyboardInterrupt: If the run was told to stop, by Ctrl-C or by SIGTERM.
     """
     _quieten()
     saved = sys.argv
@@ -116,64 +166,28 @@ def run_training(command: str, words: Sequence[str]) -> None:
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            args=[command, *_configured(command, list(words))],
+            args=[command, *with_carried_config(command, list(words))],
         )
     except MisconfigurationException as error:
-        raise InputError(" ".join(str(error).split())) from None
-    except ValueError as error:
-        cause = _input_error(error)
-        if cause is None:
-            raise
-        raise cause from None
+        raise _as_input_error(error) from None
+    except SystemExit as stop:
+        if isinstance(stop, SIGTERMException) or isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
     finally:
         sys.argv = saved
 
 
-def _input_error(error: BaseException | None) -> InputError | None:
-    """The user's mistake behind an error in which jsonargparse has wrapped it."""
-    while error is not None and not isinstance(error, InputError):
-        error = error.__cause__ or error.__context__
-    return error
+def _as_input_error(error: Exception) -> InputError:
+    """The user's mistake that an error speaks of, in one sentence."""
+    return inner_input_error(error) or InputError(f"{one_line(error)}; --help of the command tells what is allowed.")
 
 
-def _configured(command: str, words: list[str]) -> list[str]:
-    """Puts the configuration that a checkpoint carries in front of the user's own, which then has the last word.
-
-    ``select`` always begins with the configuration of its supernet; other commands with that of their checkpoint only
-    where the user gives none.
-    """
-    option = "--supernet" if command == "select" else "--ckpt_path"
-    path = _value_of(option, words)
-    if path is None:
-        return words
-    header = read_checkpoint(path)[HEADER]
-    if command != "select" and _value_of("--config", words) is not None:
-        return words
-    if not isinstance(header.get("config"), str):
-        return words
-    config = yaml.safe_load(header["config"])
-    for key in ("ckpt_path", "supernet", "weights_only"):
-        config.pop(key, None)
-    if command == "select":
-        config["selection"] = None
-    allowed = _keys_of(command)
-    return ["--config", yaml.safe_dump({k: v for k, v in config.items() if k in allowed}), *words]
-
-
-def _keys_of(command: str) -> set[str]:
-    common = {"seed_everything", "trainer", "model", "data", "selection", "checkpoint_every_n_batches"}
-    return common | ({"verbose"} if command in ("test", "validate") else set())
-
-
-def _value_of(option: str, words: Sequence[str]) -> str | None:
-    """The last value that is given for an option."""
-    value = None
-    for i, word in enumerate(words):
-        if word == option and i + 1 < len(words):
-            value = words[i + 1]
-        elif word.startswith(f"{option}="):
-            value = word.partition("=")[2]
-    return value
+def _as_list(given: Any) -> list[Any]:
+    """What a trainer's option holds, which may be one thing, a list, or a switch."""
+    if isinstance(given, list):
+        return list(given)
+    return [] if given is None or isinstance(given, bool) else [given]
 
 
 def _run_to_go_on(ckpt_path: str | None) -> Path | None:

@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 from tqdm import tqdm
 
+from dartslight.errors import InputError
 from dartslight.modules import SearchModule
 from dartslight.nets import Mixing
 from dartslight.seeding import derived_seed
@@ -54,6 +55,12 @@ class LiveSupernet:
     @torch.no_grad()
     def measure(self, variants: Sequence[Variant], evaluation: Evaluation) -> list[Measurement]:
         """Measures all variants on the same pictures in one pass."""
+        if evaluation.statistics == "running" and not self.module.track_statistics:
+            raise InputError(
+                "eval_bn is 'running', but the supernet keeps no running statistics; pass "
+                "--model.track_statistics true to the search, or use 'batch_frozen'."
+            )
+        self._share_statistics()
         batches = cast("Any", self.trainer).datamodule.selection_batches(
             augmented=evaluation.augmented, seed=evaluation.seed, limit=evaluation.batches
         )
@@ -72,6 +79,13 @@ class LiveSupernet:
             Measurement(torch.cat(loss).cpu(), torch.cat(correct).cpu(), len(loss))
             for loss, correct in zip(losses, corrects, strict=True)
         ]
+
+    def _share_statistics(self) -> None:
+        """Gives all devices the mean of their running statistics, so that they measure the same network."""
+        if self.trainer.world_size > 1:
+            for buffer in self.module.supernet.buffers():
+                if buffer.dtype.is_floating_point:
+                    buffer.copy_(self.trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))
 
     def _progress(self, batches: Any, variants: Sequence[Variant]) -> Any:
         """Shows a bar where the trainer shows one."""

@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import SaveConfigCallback
 
+from dartslight.errors import check_least
 from dartslight.modules.checkpoint import HEADER
 from dartslight.run_folder import CONFIG, LAST, folder_of, write_whole
 
@@ -20,12 +21,14 @@ class RunConfig(SaveConfigCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Creates the folder and writes the configuration, unless the run goes on in a folder that has it."""
         folder = folder_of(trainer)
-        if folder is None or not trainer.is_global_zero:
+        if folder is None:
             return
-        path = folder.create()
-        (path / "checkpoints").mkdir(exist_ok=True)
-        if not (path / CONFIG).exists():
-            write_whole(path / CONFIG, self._text())
+        if trainer.is_global_zero:
+            path = folder.create()
+            (path / "checkpoints").mkdir(exist_ok=True)
+            if not (path / CONFIG).exists():
+                write_whole(path / CONFIG, self._text())
+        folder.settle(trainer.strategy.broadcast(folder.path))
         for logger in trainer.loggers:
             logger.log_hyperparams(yaml.safe_load(self._text()))
 
@@ -46,6 +49,7 @@ class RunCheckpoints(Checkpoint):
     """
 
     def __init__(self, every_n_batches: int | None = None) -> None:
+        check_least(1, checkpoint_every_n_batches=every_n_batches)
         self.every_n_batches = every_n_batches
 
     def on_train_batch_end(
@@ -63,10 +67,10 @@ class RunCheckpoints(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the checkpoint of a run that needed no epoch."""
         folder = folder_of(trainer)
-        if folder is not None and not (folder.path / "checkpoints" / LAST).exists():
+        if folder is not None and not trainer.strategy.broadcast((folder.path / "checkpoints" / LAST).exists()):
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         folder = folder_of(trainer)
         if folder is not None:
-            trainer.save_checkpoint(folder.path / "checkpoints" / LAST, weights_only=False)
+            folder.checkpoint(trainer, LAST)

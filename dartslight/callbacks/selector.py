@@ -4,8 +4,11 @@ import time
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.strategies import DDPStrategy
 
 from dartslight.callbacks.live_supernet import LiveSupernet
+from dartslight.errors import InputError
 from dartslight.genotype import Genotype
 from dartslight.modules import SearchModule
 from dartslight.report import save_drawing
@@ -28,6 +31,8 @@ class Selector(Callback):
         self.rule = rule
         self._points = 0
         self._decisions: list[dict[str, Any]] = []
+        self._is_selected_again = False
+        self._search_epochs: int | None = None
 
     # ------------------------------------------------------------------ when
 
@@ -35,13 +40,23 @@ class Selector(Callback):
         """Adds the epochs of the selection to those of the search."""
         if stage != "fit":
             return
+        if any(isinstance(callback, EarlyStopping) for callback in cast("Any", trainer).callbacks):
+            raise InputError(
+                "EarlyStopping would end the run in the middle of the selection; leave it out, or search with it and "
+                "--selection null first and decide the supernet with select."
+            )
         module = _search(pl_module)
+        if isinstance(trainer.strategy, DDPStrategy):
+            # Operations leave the graph as they are decided, which the wrapper must be told before it is made.
+            trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
         schedule = self.rule.schedule(module.space)
         # A selection without epochs needs a place to happen: one more epoch, which `on_train_start` calls off.
-        room = 0 if module.search_epochs is None or schedule.epochs else 1
+        self._is_selected_again = module.search_epochs is not None
+        room = 1 if self._is_selected_again and not schedule.epochs else 0
         if module.search_epochs is None:
             module.search_epochs = trainer.max_epochs
         module.tuning, module.tuning_epochs = self.rule.tuning(), schedule.epochs
+        self._search_epochs = module.search_epochs
         trainer.fit_loop.max_epochs = cast("int", module.search_epochs) + schedule.epochs + room
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -79,8 +94,8 @@ class Selector(Callback):
         if self._points >= due:
             return
         folder = folder_of(trainer)
-        if self._points == 0 and folder is not None and trainer.current_epoch + 1 == module.search_epochs == epochs:
-            trainer.save_checkpoint(folder.path / "checkpoints" / SEARCHED, weights_only=False)
+        if self._points == 0 and folder is not None and not self._is_selected_again:
+            folder.checkpoint(trainer, SEARCHED)
         while self._points < due:
             self._decide(trainer, module, epochs)
 
@@ -91,7 +106,14 @@ class Selector(Callback):
         start = time.perf_counter()
         count = len(self.rule.schedule(module.space).points)
         supernet = LiveSupernet(trainer, module, f"decision {self._points + 1} of {count}")
-        outcome = trainer.strategy.broadcast(self.rule.decide(supernet, self._points, run_seed()))
+        own = self.rule.decide(supernet, self._points, run_seed())
+        outcome = trainer.strategy.broadcast(own)
+        agree = own.choices == outcome.choices
+        if not trainer.strategy.reduce_boolean_decision(agree, all=True):
+            raise InputError(
+                f"The devices disagree on decision {self._points + 1}, so their supernets differ; go on from an "
+                "earlier checkpoint on one device, and report this."
+            )
         seconds = time.perf_counter() - start
         module.choices = outcome.choices
         for decision in outcome.decisions:
@@ -113,11 +135,25 @@ class Selector(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that the selection has done so far, as plain values."""
-        return {"points": self._points, "decisions": self._decisions}
+        return {"points": self._points, "decisions": self._decisions, "basis": self._basis()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from what `state_dict` returned."""
+        """Goes on from what `state_dict` returned.
+
+        Raises:
+            InputError: If decisions have been taken by another rule, or after a search of another length.
+        """
+        if state_dict["points"] and state_dict["basis"] != self._basis():
+            raise InputError(
+                f"The checkpoint holds decisions of {state_dict['basis']}, but this run is {self._basis()}; go on with "
+                "the same configuration, or decide the search.ckpt of that run anew with select."
+            )
         self._points, self._decisions = state_dict["points"], list(state_dict["decisions"])
+
+    def _basis(self) -> str:
+        """What the decisions rest on."""
+        settings = ", ".join(f"{name.strip('_')}={value}" for name, value in sorted(vars(self.rule).items()))
+        return f"{type(self.rule).__name__}({settings}) after {self._search_epochs} epochs of search"
 
 
 def _search(module: LightningModule) -> SearchModule:

@@ -45,7 +45,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _is_foreign(error: Exception) -> bool:
-    return isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error)
+    return isinstance(error, pickle.UnpicklingError) and "unsupported" in str(error).lower()
 
 
 def check_header(checkpoint: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

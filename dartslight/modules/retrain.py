@@ -12,12 +12,14 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from dartslight.data import Batch
+from dartslight.errors import InputError, check_least
 from dartslight.genotype import Genotype
 from dartslight.modules.checkpoint import HEADER, check_header
 from dartslight.nets import DiscreteNetwork
@@ -60,6 +62,20 @@ class RetrainModule(LightningModule):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        check_least(
+            0,
+            learning_rate=learning_rate,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            clip_norm=clip_norm,
+            drop_path=drop_path,
+            auxiliary_weight=auxiliary_weight,
+            label_smoothing=label_smoothing,
+        )
+        if drop_path >= 1 or label_smoothing >= 1:
+            raise InputError(
+                f"drop_path is {drop_path} and label_smoothing is {label_smoothing}, but they must be below 1."
+            )
         self.genotype = Genotype.load(genotype)
         self.num_cells, self.init_channels, self.stem = num_cells, init_channels, stem
         self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
@@ -73,7 +89,7 @@ class RetrainModule(LightningModule):
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         accuracy = (logits.argmax(dim=1) == labels).float().mean()
         values = {"train/loss": loss.detach(), "train/accuracy": accuracy}
-        self.log_dict(values, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
+        self.log_dict(values, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(labels))
         if auxiliary is not None:
             loss = loss + self.auxiliary_weight * F.cross_entropy(
                 auxiliary, labels, label_smoothing=self.label_smoothing
@@ -139,7 +155,7 @@ class RetrainModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the checkpoint is of."""
-        checkpoint[HEADER] = {**checkpoint.get(HEADER, {}), **self._header()}
+        checkpoint[HEADER] = {**checkpoint.get(HEADER, {}), **self._header(), "seed": run_seed()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that the checkpoint is of this network.
@@ -148,6 +164,8 @@ class RetrainModule(LightningModule):
             InputError: If it is not.
         """
         check_header(checkpoint, self._header())
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            check_header(checkpoint, {"seed": run_seed()})
 
     def _header(self) -> dict[str, Any]:
         return {
@@ -155,5 +173,7 @@ class RetrainModule(LightningModule):
             "genotype": self.genotype.to_json(),
             "num_cells": self.num_cells,
             "init_channels": self.init_channels,
+            "stem": self.stem,
+            "auxiliary": self.network.auxiliary is not None,
             "num_classes": self.network.classifier.out_features,
         }

@@ -23,7 +23,7 @@ from torch.func import functional_call
 from torch.optim import SGD, Adam, Optimizer
 
 from dartslight.data import Batch
-from dartslight.errors import InputError
+from dartslight.errors import InputError, check_least
 from dartslight.modules.checkpoint import HEADER, check_header
 from dartslight.nets import Supernet
 from dartslight.seeding import derived_seed, run_seed
@@ -88,6 +88,18 @@ class SearchModule(LightningModule):
         track_statistics: bool = True,
     ) -> None:
         super().__init__()
+        check_least(
+            0,
+            learning_rate=learning_rate,
+            min_learning_rate=min_learning_rate,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            clip_norm=clip_norm,
+            alpha_learning_rate=alpha_learning_rate,
+            alpha_weight_decay=alpha_weight_decay,
+            alpha_init_std=alpha_init_std,
+            alpha_warmup_epochs=alpha_warmup_epochs,
+        )
         self.automatic_optimization = False
         self.space = find_space(space)
         self.num_cells, self.init_channels, self.track_statistics = num_cells, init_channels, track_statistics
@@ -206,9 +218,7 @@ class SearchModule(LightningModule):
             f"{part}/loss": loss.detach(),
             f"{part}/accuracy": (logits.argmax(dim=1) == batch.labels).float().mean(),
         }
-        self.log_dict(
-            values, on_step=False, on_epoch=True, prog_bar=True, sync_dist=part == "val", batch_size=len(batch.labels)
-        )
+        self.log_dict(values, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(batch.labels))
 
     # ------------------------------------------------------------------ set-up and checkpoints
 
@@ -274,6 +284,8 @@ class SearchModule(LightningModule):
             "space": self.space.name,
             "num_cells": self.num_cells,
             "init_channels": self.init_channels,
+            "track_statistics": self.track_statistics,
+            "seed": run_seed(),
             "num_classes": self.supernet.classifier.out_features,
         }
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from dartslight.errors import InputError
 from dartslight.nets.cell import CellNetwork, Weights
 from dartslight.nets.network import Network
 from dartslight.nets.operations import Source
@@ -46,6 +47,12 @@ class Supernet(Network):
             normalise_pools=space.macro == "darts",
             track=track_statistics,
         )
+        missing = {cell.name for cell in space.cells} - {block.cell for block in self.layout}
+        if missing:
+            raise InputError(
+                f"A supernet of {num_cells} cells in the space {space.name!r} has no {' and no '.join(missing)} cell; "
+                "give it at least 3 cells."
+            )
         self.space = space
         self._init_channels = init_channels
 

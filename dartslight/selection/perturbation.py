@@ -18,6 +18,7 @@ points to one epoch both are decided (the code falls back to magnitude for the l
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -159,7 +160,7 @@ class Perturbation(Rule):
             return Schedule(tuple(points), points[-1])
         if space.inputs_per_node is None:
             # The published NAS-Bench-201 script decides the last edge at the start of its last epoch.
-            points[-1] -= 1
+            points[-1] = max(0, points[-1] - 1)
         return Schedule(tuple(points), points[-1] + 1)
 
     def decide(self, supernet: Supernet, point: int, seed: int) -> Outcome:
@@ -178,7 +179,8 @@ class Perturbation(Rule):
 def _questions(space: SearchSpace, interleave: str) -> list[list[tuple[str, str]]]:
     """What is asked at each decision point: pairs of a kind of decision and a cell type."""
     columns = [
-        [("operation", cell.name)] * len(cell.edges) + [("inputs", cell.name)] * len(nodes_to_thin(space, cell.name))
+        [("operation", cell.name)] * sum(len(edge.ops) > 1 for edge in cell.edges)
+        + [("inputs", cell.name)] * len(nodes_to_thin(space, cell.name))
         for cell in space.cells
     ]
     points = [[q for q in row if q is not None] for row in itertools.zip_longest(*columns)]
@@ -306,7 +308,13 @@ class _Question:
         return measurement.loss if self.settings.criterion == "loss" else measurement.correct
 
     def _score(self, measurement: Measurement) -> float:
-        return float(self._values(measurement).mean())
+        score = float(self._values(measurement).mean())
+        if not math.isfinite(score) or not bool(torch.isfinite(measurement.loss).all()):
+            raise InputError(
+                "The supernet's loss is not a finite number, so there is nothing to decide by; it has diverged: search "
+                "again with a smaller --model.learning_rate."
+            )
+        return score
 
     def _margin(self, missed: Measurement, less: Measurement) -> tuple[float, float]:
         """How much more one candidate is missed than another, and the standard error of that over pictures."""

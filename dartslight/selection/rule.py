@@ -1,5 +1,6 @@
 """What every selection rule shares: what it is given, what it answers, when it is asked."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -162,7 +163,7 @@ class Supernet(Protocol):
         """Measures all variants on the same pictures in one pass."""
 
 
-class Rule:
+class Rule(ABC):
     """Decides a supernet, see `decide`. A rule holds settings only; what has been decided is in the choices."""
 
     def tuning(self) -> Tuning:
@@ -173,6 +174,7 @@ class Rule:
         """Returns when the rule decides; by default everything at once after the search."""
         return Schedule()
 
+    @abstractmethod
     def decide(self, supernet: Supernet, point: int, seed: int) -> Outcome:
         """Takes the decisions of one decision point.
 
@@ -181,7 +183,6 @@ class Rule:
             point: Index of the decision point in the schedule.
             seed: The run's seed; with the point it determines every draw.
         """
-        raise NotImplementedError
 
 
 def nodes_to_thin(space: SearchSpace, cell: str) -> tuple[int, ...]:

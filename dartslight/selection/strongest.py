@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dartslight.errors import check_least
 from dartslight.selection.rule import Candidate, Decision, Outcome, Rule, Supernet, nodes_to_thin
 from dartslight.spaces import Cell, Choices, SearchSpace
 
@@ -25,11 +26,19 @@ class Magnitude(Rule):
 
 
 class Random(Rule):
-    """Draws an architecture uniformly: the control that every other rule must beat."""
+    """Draws an architecture uniformly: the control that every other rule must beat.
+
+    Args:
+        seed: Seed of the draw; null for the one of the run.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        check_least(0, seed=seed)
+        self.seed = seed
 
     def decide(self, supernet: Supernet, point: int, seed: int) -> Outcome:
-        """Decides every edge by random numbers, which the seed determines."""
-        rng = np.random.default_rng([seed, point])
+        """Decides every edge by random numbers."""
+        rng = np.random.default_rng([seed if self.seed is None else self.seed, point])
         shapes = {
             cell.name: (len(cell.edges), max(len(edge.ops) for edge in cell.edges)) for cell in supernet.space.cells
         }

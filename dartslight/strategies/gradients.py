@@ -8,6 +8,7 @@ Every gradient here comes from ``torch.autograd.grad``: no ``.grad`` is touched,
 are.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -43,15 +44,15 @@ class Bilevel:
     momentum_buffers: Sequence[Tensor | None]
 
 
-class ArchitectureGradient:
+class ArchitectureGradient(ABC):
     """Computes the gradient of the architecture parameters; holds settings, no parameters."""
 
     learns = True
     """Whether there is an architecture step at all."""
 
+    @abstractmethod
     def __call__(self, problem: Bilevel) -> tuple[Tensor, ...]:
         """Returns one gradient for each architecture parameter of the problem."""
-        raise NotImplementedError
 
 
 class Fixed(ArchitectureGradient):
@@ -59,13 +60,17 @@ class Fixed(ArchitectureGradient):
 
     learns = False
 
+    def __call__(self, problem: Bilevel) -> tuple[Tensor, ...]:
+        """Returns zeros."""
+        return tuple(torch.zeros_like(alpha) for alpha in problem.alphas)
+
 
 class FirstOrder(ArchitectureGradient):
     """The gradient of the validation loss at the present weights."""
 
     def __call__(self, problem: Bilevel) -> tuple[Tensor, ...]:
         """Returns d L_val(w, alpha) / d alpha."""
-        return torch.autograd.grad(problem.val_loss(None, problem.alphas), problem.alphas)
+        return torch.autograd.grad(problem.val_loss(None, problem.alphas), problem.alphas, materialize_grads=True)
 
 
 class Unrolled(ArchitectureGradient):
@@ -78,7 +83,7 @@ class Unrolled(ArchitectureGradient):
     def __call__(self, problem: Bilevel) -> tuple[Tensor, ...]:
         """Returns d L_val(w'(alpha), alpha) / d alpha."""
         stepped = _virtual_step(problem, create_graph=True)
-        return torch.autograd.grad(problem.val_loss(stepped, problem.alphas), problem.alphas)
+        return torch.autograd.grad(problem.val_loss(stepped, problem.alphas), problem.alphas, materialize_grads=True)
 
 
 class FiniteDifference(ArchitectureGradient):
@@ -109,7 +114,7 @@ class FiniteDifference(ArchitectureGradient):
 
         def slope(sign: float) -> tuple[Tensor, ...]:
             moved = [w.detach() + sign * eps * d for w, d in zip(problem.weights, direction, strict=True)]
-            return torch.autograd.grad(problem.train_loss(moved, alphas), alphas)
+            return torch.autograd.grad(problem.train_loss(moved, alphas), alphas, materialize_grads=True)
 
         return tuple(
             g - problem.learning_rate * (plus - minus) / (2 * eps)

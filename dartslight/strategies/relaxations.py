@@ -1,12 +1,15 @@
 """Relaxations: how architecture parameters become mixing weights."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
 
-class Relaxation:
+class Relaxation(ABC):
     """Turns the architecture parameters of one cell type into mixing weights; holds settings, no parameters."""
 
+    @abstractmethod
     def __call__(self, alphas: Tensor, is_open: Tensor) -> Tensor:
         """Returns the mixing weights of the edges that are still undecided; decided edges are not looked at.
 
@@ -17,7 +20,6 @@ class Relaxation:
         Returns:
             The mixing weights, (edges, ops), 0 where an operation is not open.
         """
-        raise NotImplementedError
 
 
 class Softmax(Relaxation):
