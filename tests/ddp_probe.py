@@ -1,0 +1,31 @@
+"""What every process of a run writes down, for the test of two processes."""
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class Probe(Callback):
+    """Writes alphas, weights and the batches' labels of each process.
+
+    Args:
+        folder: Where to.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.labels: list[list[int]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: dict, batch_idx: int) -> None:
+        self.labels.append(batch["train"].labels.tolist())
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        state = {
+            "alphas": pl_module.architecture.state_dict(),
+            "weights": {name: p.detach() for name, p in pl_module.supernet.named_parameters()},
+            "choices": pl_module.choices.state(),
+            "labels": self.labels,
+            "steps": trainer.global_step,
+        }
+        torch.save(state, self.folder / f"rank{trainer.global_rank}.pt")
