@@ -103,9 +103,10 @@ class RunFolder(Logger):
         return ""
 
     @property
-    def version(self) -> str:
-        """The last part of the folder's path."""
-        return self.path.name
+    def version(self) -> int | str:
+        """The number of the folder among those of its root, or its name where somebody has renamed it."""
+        number = self.path.name.removeprefix("version_")
+        return int(number) if number.isdigit() else self.path.name
 
     @property
     def save_dir(self) -> str:

@@ -55,6 +55,13 @@ class DartslightCLI(LightningCLI):
         """Adds the seed."""
         parser.add_argument("--seed_everything", type=int, default=0, help="The seed of every random draw of the run.")
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        for action in parser._actions:
+            if action.dest == "ckpt_path":  # Lightning's own text names sources that are not offered here
+                action.help = "Path of a checkpoint in a run's folder: what to go on from, or what to measure."
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the words of the command line."""
         self.config = parse(parser, args)

@@ -33,6 +33,7 @@ class Selector(Callback):
         self._decisions: list[dict[str, Any]] = []
         self._is_selected_again = False
         self._search_epochs: int | None = None
+        self._begin: tuple[float, int] | None = None  # when this process took its first decision, and which one
 
     # ------------------------------------------------------------------ when
 
@@ -105,7 +106,10 @@ class Selector(Callback):
         """Asks the rule at one decision point and commits what rank 0 heard."""
         start = time.perf_counter()
         count = len(self.rule.schedule(module.space).points)
-        supernet = LiveSupernet(trainer, module, f"decision {self._points + 1} of {count}")
+        self._begin = self._begin or (start, self._points)
+        began, first = self._begin
+        title = f"decision {self._points + 1} of {count}{_left(start - began, first, self._points, count)}"
+        supernet = LiveSupernet(trainer, module, title)
         own = self.rule.decide(supernet, self._points, run_seed())
         outcome = trainer.strategy.broadcast(own)
         agree = own.choices == outcome.choices
@@ -154,6 +158,14 @@ class Selector(Callback):
         """What the decisions rest on."""
         settings = ", ".join(f"{name.strip('_')}={value}" for name, value in sorted(vars(self.rule).items()))
         return f"{type(self.rule).__name__}({settings}) after {self._search_epochs} epochs of search"
+
+
+def _left(seconds: float, first: int, now: int, count: int) -> str:
+    """How long the selection still takes at its pace so far, tuning included, in words."""
+    if now == first:
+        return ""
+    left = seconds / (now - first) * (count - now)
+    return f", {left:.0f} s left" if left < 100 else f", {left / 60:.0f} min left"
 
 
 def _search(module: LightningModule) -> SearchModule:

@@ -164,7 +164,7 @@ class Supernet(Protocol):
 
 
 class Rule(ABC):
-    """Decides a supernet, see `decide`. A rule holds settings only; what has been decided is in the choices."""
+    """Decides how a supernet becomes one architecture; holds settings only, what has been decided is in the choices."""
 
     def tuning(self) -> Tuning:
         """Returns how the supernet is fine-tuned between the decision points."""
