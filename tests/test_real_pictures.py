@@ -102,7 +102,8 @@ def test_darts_spaces(place: Path, space: str) -> None:
     assert len({row["decision"] for row in decisions}) == 28 + 6
     if space == "s4":
         assert "noise" not in ops
-        # Where noise was kept on an edge that was deleted later, the decision says itself that it was within the noise.
+        # An edge that the supernet does not need may keep it until it is deleted; that decision says itself that it was
+        # within the noise.
         kept = [
             row for row in decisions if row["op"] == "noise" and row["chosen"] == "1" and row["kind"] == "operation"
         ]
