@@ -181,10 +181,10 @@ def test_noise_is_mixed_in_without_a_gradient() -> None:
     assert torch.equal(first, ours(images, mixing))
     torch.manual_seed(8)
     assert not torch.allclose(first, ours(images, mixing))
-    draws = [ours.blocks[0].operation(e, 0)(Source(images), None) for e in range(2)]
+    draws = [ours.blocks[0].operation(e, 0)(Source(images), None).x for e in range(2)]
     assert abs(float((draws[0] * draws[1]).mean())) < 0.2
     x = torch.randn(2, 4, 8, 8, requires_grad=True)
-    out = ours.blocks[0].operation(0, 0)(Source(x), None)
+    out = ours.blocks[0].operation(0, 0)(Source(x), None).x
     assert not out.requires_grad
     assert out.std() > 0.5
 
@@ -202,21 +202,30 @@ def test_weights_for_each_picture_equal_one_call_for_each(name: str) -> None:
         assert_same(logits[i : i + 1], ours(images[i : i + 1], row))
 
 
+@pytest.mark.parametrize("decided", [0, 3])
 @pytest.mark.parametrize("name", ["nasbench201", "darts"])
-def test_variants_in_one_pass_equal_single_calls(name: str) -> None:
+def test_variants_in_one_pass_equal_single_calls(name: str, decided: int) -> None:
     space = SPACES[name]
     ours = Supernet(space, 3, 4, 5)
     images = torch.randn(4, 3, 8, 8)
     mixing = random_mixing(space, torch.Generator().manual_seed(1))
     whole = Choices.everything(space)
-    last = space.cells[-1].name
+    for cell in space.cells:
+        for edge in range(decided):
+            whole = whole.decide((cell.name, edge), 3)
+    first, last = space.cells[0].name, space.cells[-1].name
     variants = [(mixing, whole)]
+    variants += [(mixing, whole.close((last, 4), op)) for op in (0, 1, 2, 3)]
+    variants += [(mixing, whole.close((first, 5), 3)), (mixing, whole.drop([(first, 3), (last, 3)]))]
     for op in (1, 2, 3):
         weights = mixing[last].clone()
-        weights[2, op] = 0
-        variants.append(({**mixing, last: weights}, whole.close((last, 2), op)))
-    for logits, (m, c) in zip(ours.forward_each(images, variants), variants, strict=True):
-        assert_same(logits, ours(images, m, c))
+        weights[4, op] = 0
+        variants.append(({**mixing, last: weights}, whole.close((last, 4), op)))
+    logits = ours.forward_each(images, variants)
+    for own, (m, c) in zip(logits, variants, strict=True):
+        assert_same(own, ours(images, m, c))
+    assert_same(logits[2], logits[7])  # closed, or without weight
+    assert not torch.allclose(logits[0], logits[2])
     same = ours.forward_each(images, [variants[0], variants[0]])
     assert_same(same[0], same[1])
 

@@ -5,11 +5,13 @@ other exactly one.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dartslight.nets.operations import Operation, Setting, Source, Weight, make_operation
+from dartslight.nets.batch_norm import Weight
+from dartslight.nets.operations import Operation, Scaled, Setting, Source, Term, make_operation
 from dartslight.spaces import Cell
 
 Weights = Sequence[Sequence[Weight]]
@@ -47,7 +49,7 @@ class CellNetwork(nn.Module):
                     self.ops[key] = op
                 keys.append(key)
             self._keys.append(keys)
-        self._all: Columns = [range(len(edge.ops)) for edge in cell.edges]
+        self.all_columns: Columns = [range(len(edge.ops)) for edge in cell.edges]
         self._into = [(node, cell.edges_into(node)) for node in cell.nodes]
 
     def operation(self, edge: int, column: int) -> Operation:
@@ -71,37 +73,126 @@ class CellNetwork(nn.Module):
             columns: The operations to compute; None for all.
             drop_path: Probability with which a picture loses the output of an operation (training only).
         """
-        nodes = list(inputs)
-        if self.preprocess:
-            nodes = [Source(f(x, None)) for f, x in zip(self.preprocess, inputs, strict=True)]
+        nodes = self._entrances(inputs)
         for node, edges in self._into:
-            total: Tensor | None = None
+            total = _Sum()
             for e in edges:
-                for o in self._all[e] if columns is None else columns[e]:
-                    op = self.operation(e, o)
-                    term = op(nodes[self.cell.edges[e].source], None if weights is None else weights[e][o])
-                    if term is None:
-                        continue
-                    if drop_path and self.training and op.droppable:
+                for o in self.all_columns[e] if columns is None else columns[e]:
+                    term = self._term(nodes, e, o, weights)
+                    if drop_path and self.training and self.operation(e, o).droppable:
                         term = drop(term, drop_path)
-                    total = term if total is None else total + term
-            nodes.append(Source(self._nothing(nodes[0].x) if total is None else total))
+                    total.add(term)
+            nodes.append(Source(self._nothing(nodes[0].x) if total.value is None else total.value))
             assert len(nodes) == node + 1
+        return self._exit(nodes)
+
+    def forward_each(self, inputs: Sequence[Source], weights: Weights, columns: Sequence[Columns]) -> list[Source]:
+        """Returns the outputs for several sets of operations to compute on the same inputs.
+
+        Sums of the same operations on the same nodes are computed once, and so is an operation on one node.
+
+        Args:
+            inputs: The inputs as in `forward`.
+            weights: The mixing weights.
+            columns: The operations to compute, one set for each output.
+        """
+        entrances = self._entrances(inputs)
+        variants = [list(entrances) for _ in columns]
+        for _, edges in self._into:
+            terms: dict[tuple[Source, int, int], Term] = {}
+            sums: dict[tuple[tuple[Source, int, int], ...], Source] = {}
+            for nodes, own in zip(variants, columns, strict=True):
+                summands = tuple((nodes[self.cell.edges[e].source], e, o) for e in edges for o in own[e])
+                if summands not in sums:
+                    total = _Sum()
+                    for key in summands:
+                        if key not in terms:
+                            terms[key] = self._term(nodes, *key[1:], weights)
+                        total.add(terms[key])
+                    sums[summands] = Source(self._nothing(nodes[0].x) if total.value is None else total.value)
+                nodes.append(sums[summands])
+        return [self._exit(nodes) for nodes in variants]
+
+    def _term(self, nodes: Sequence[Source], edge: int, column: int, weights: Weights | None) -> Term:
+        """Returns the weighted output of one operation on one edge."""
+        weight = None if weights is None else weights[edge][column]
+        term: Term = self.operation(edge, column)(nodes[self.cell.edges[edge].source], weight)
+        return term
+
+    def inputs(self, states: tuple[Source, Source]) -> Sequence[Source]:
+        """Returns what the cell reads of the outputs of the two blocks before it."""
+        return states[-self.cell.num_inputs :]
+
+    def _entrances(self, inputs: Sequence[Source]) -> list[Source]:
+        """The first nodes: the inputs with the cell's number of channels."""
+        if not self.preprocess:
+            return list(inputs)
+        return [Source(f(x, None)) for f, x in zip(self.preprocess, inputs, strict=True)]
+
+    def _exit(self, nodes: Sequence[Source]) -> Source:
+        """The output of a cell with these nodes."""
         if self.cell.output == "last":
             return nodes[-1]
-        return Source(torch.cat([node.x for node in nodes[self.cell.num_inputs :]], dim=1))
+        return Source(torch.cat([_DenseGradient.apply(node.x) for node in nodes[self.cell.num_inputs :]], dim=1))
 
     def _nothing(self, x: Tensor) -> Tensor:
         """The value of a node that nothing is added to."""
         return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
 
 
-def drop(x: Tensor, probability: float) -> Tensor:
+class _DenseGradient(torch.autograd.Function):
+    """Does nothing, but its derivative lies in memory without gaps.
+
+    The derivative of a concatenation is a slice, on which normalisations are many times slower.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.contiguous(memory_format=torch.channels_last)
+
+
+class _Sum:
+    """A sum of terms, None as long as it is zero, that grows in place as soon as it has memory of its own."""
+
+    def __init__(self) -> None:
+        self.value: Tensor | None = None
+        self._is_own = False
+
+    def add(self, term: Term) -> None:
+        """Adds one term."""
+        if term is None:
+            return
+        x, weight = _broadcast(term)
+        if self.value is None:
+            self.value, self._is_own = (x, False) if weight is None else (x * weight, True)
+        elif self._is_own and x.dtype == self.value.dtype and (weight is None or weight.dtype == x.dtype):
+            self.value = self.value.add_(x) if weight is None else self.value.addcmul_(x, weight)
+        else:
+            self.value = self.value + x if weight is None else torch.addcmul(self.value, x, weight)
+            self._is_own = True
+
+
+def _broadcast(term: Tensor | Scaled) -> tuple[Tensor, Tensor | None]:
+    """The values and the weight of a term, the weight in a shape that meets the values'."""
+    if isinstance(term, Tensor):
+        return term, None
+    x, weight = term
+    return x, weight if weight is None or weight.dim() == 4 else weight.view(1, -1, 1, 1)
+
+
+def drop(term: Term, probability: float) -> Term:
     """Zeroes whole pictures at random and scales the others so that the mean stays (drop path, Larsson et al. 2017).
 
     Args:
-        x: (batch, channels, height, width).
+        term: What an operation adds to a node, (batch, channels, height, width).
         probability: Probability with which a picture is zeroed, below 1.
     """
+    if term is None:
+        return None
+    x, weight = _broadcast(term)
     keep = torch.empty(x.shape[0], 1, 1, 1, device=x.device, dtype=x.dtype).bernoulli_(1 - probability)
-    return x * keep / (1 - probability)
+    return x * keep / (1 - probability) if weight is None else x * weight * keep / (1 - probability)

@@ -1,5 +1,7 @@
 """The discrete network: one architecture with the weights of its own, for retraining and use."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -102,7 +104,7 @@ class DiscreteNetwork(Network):
             drop_path: Probability with which a picture loses the output of an operation (training only).
         """
 
-        def apply(_: Block, network: CellNetwork, inputs: list[Source]) -> Source:
+        def apply(_: Block, network: CellNetwork, inputs: Sequence[Source]) -> Source:
             out: Source = network(inputs, drop_path=drop_path)
             return out
 

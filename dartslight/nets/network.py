@@ -1,6 +1,6 @@
 """The network around the cells, of the supernet and of the discrete network: stem, chain of blocks, classifier."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -9,11 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dartslight.errors import InputError
+from dartslight.nets.allocation import keep_freed_memory
+from dartslight.nets.batch_norm import BatchNorm
 from dartslight.nets.cell import CellNetwork
 from dartslight.nets.operations import Conv, FactorizedReduce, Noise, Operation, Setting, Source
 from dartslight.spaces import Block, Cell, layout
 
 Stem = Literal["cifar", "imagenet"]
+
+State = tuple[Source, Source]
+"""The outputs of the last two blocks, the newer one second."""
+
+RunCell = Callable[[Block, CellNetwork, Sequence[Source]], Source]
+"""Runs one cell of the chain on its inputs."""
 
 
 class ResidualBlock(nn.Module):
@@ -32,8 +40,8 @@ class ResidualBlock(nn.Module):
         return Source(y + self.shortcut(F.avg_pool2d(source.x, 2, stride=2, ceil_mode=True)))
 
 
-def _norm(channels: int, track: bool) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, track_running_stats=track)
+def _norm(channels: int, track: bool) -> BatchNorm:
+    return BatchNorm(channels, track_running_stats=track)
 
 
 def _small_stem(channels: int, track: bool) -> nn.Sequential:
@@ -92,6 +100,7 @@ class Network(nn.Module):
         stem: Stem = "cifar",
     ) -> None:
         super().__init__()
+        keep_freed_memory()
         if init_channels < 2 or num_classes < 2:
             raise InputError(
                 f"init_channels is {init_channels} and there are {num_classes} classes, but both must be at least 2."
@@ -142,7 +151,7 @@ class Network(nn.Module):
                 self.blocks.append(CellNetwork(cells[block.cell], (), replace(setting, channels=channels)))
         return _small_stem(init, setting.track), channels
 
-    def start(self, images: Tensor) -> tuple[Source, Source]:
+    def start(self, images: Tensor) -> State:
         """Returns the two states in front of the first block."""
         state = self.stem(images.contiguous(memory_format=torch.channels_last))
         if isinstance(state, tuple):
@@ -150,22 +159,19 @@ class Network(nn.Module):
         source = Source(state)
         return source, source
 
-    def advance(
-        self, states: tuple[Source, Source], blocks: range, apply: Callable[[Block, CellNetwork, list[Source]], Source]
-    ) -> tuple[Source, Source]:
+    def advance(self, states: State, blocks: range, run: RunCell) -> State:
         """Runs some blocks and returns the two states behind them.
 
         Args:
             states: The two states in front of them.
             blocks: The indices of the blocks.
-            apply: Runs one cell on its inputs.
+            run: Runs one cell on its inputs.
         """
         older, newer = states
         for index in blocks:
             block = self.blocks[index]
             if isinstance(block, CellNetwork):
-                inputs = [older, newer][-block.cell.num_inputs :]
-                older, newer = newer, apply(self.layout[index], block, inputs)
+                older, newer = newer, run(self.layout[index], block, block.inputs((older, newer)))
             else:
                 older, newer = newer, block(newer)
         return older, newer

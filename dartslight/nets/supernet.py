@@ -4,15 +4,15 @@ It holds operation weights only. How much each operation counts comes in with th
 Masking, perturbing, freezing, sampling and deciding are all just another ``mixing``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from dartslight.errors import InputError
-from dartslight.nets.cell import CellNetwork, Weights
-from dartslight.nets.network import Network
-from dartslight.nets.operations import Source
+from dartslight.nets.cell import CellNetwork, Columns, Weights
+from dartslight.nets.network import Network, RunCell, State
 from dartslight.spaces import Block, Choices, SearchSpace
 
 Mixing = Mapping[str, Tensor]
@@ -70,54 +70,50 @@ class Supernet(Network):
     def forward_each(self, images: Tensor, variants: Sequence[tuple[Mixing, Choices | None]]) -> list[Tensor]:
         """Returns the logits of several mixings of the same images.
 
-        What is in front of the first cell in which the variants differ is computed once.
+        Variants with one and the same mixing, as an object, share what does not differ between their choices:
+        everything in front of the first cell that differs, and in that cell the operations that read common nodes.
 
         Args:
             images: (batch, 3, height, width).
             variants: Pairs of mixing weights and open operations as in `forward`.
         """
-        common = self._common_blocks(variants)
-        last = len(self.blocks)
-        runs = [_Run(self, mixing, choices) for mixing, choices in variants]
-        states = self.advance(self.start(images), range(common), runs[0])
-        return [self.classify(self.advance(states, range(common, last), run)[1]) for run in runs]
+        start = self.start(images)
+        logits: dict[int, Tensor] = {}
+        for mixing in {id(mixing): mixing for mixing, _ in variants}.values():
+            places = [i for i, (own, _) in enumerate(variants) if own is mixing]
+            logits.update(zip(places, self._mixed(start, mixing, [variants[i][1] for i in places]), strict=True))
+        return [logits[i] for i in range(len(variants))]
 
-    def _common_blocks(self, variants: Sequence[tuple[Mixing, Choices | None]]) -> int:
-        """The number of blocks at the front whose cells have the same mixing and open operations in every variant."""
-        mixing, choices = variants[0]
-        same = {None} | {
-            cell.name
-            for cell in self.space.cells
-            if all(
-                (m is mixing or m[cell.name] is mixing[cell.name])
-                and (
-                    c is choices or (c is not None and choices is not None and c.of(cell.name) == choices.of(cell.name))
-                )
-                for m, c in variants
-            )
-        }
-        for index, block in enumerate(self.layout):
-            if block.cell not in same:
-                return index
-        return len(self.layout)
+    def _mixed(self, start: State, mixing: Mixing, choices: Sequence[Choices | None]) -> Iterator[Tensor]:
+        """Yields the logits of one mixing for each set of choices."""
+        weights: dict[tuple[str, int], Weights] = {}
 
+        def weights_at(block: Block) -> Weights:
+            key = (block.cell or "", block.width)
+            if key not in weights:
+                weights[key] = spread(mixing[key[0]], self._init_channels * block.width)
+            return weights[key]
 
-class _Run:
-    """One mixing ready for use in the cells: its weights are spread over the channels once for all cells alike."""
+        def columns_at(block: Block, own: Choices | None) -> Columns | None:
+            return None if own is None else own.of(block.cell or "")
 
-    def __init__(self, supernet: Supernet, mixing: Mixing, choices: Choices | None) -> None:
-        self._init_channels = supernet._init_channels
-        self._mixing = mixing
-        self._columns = {} if choices is None else dict(choices.open)
-        self._weights: dict[tuple[str, int], Weights] = {}
+        def runner(own: Choices | None) -> RunCell:
+            return lambda block, cell, inputs: cell(inputs, weights_at(block), columns_at(block, own))
 
-    def __call__(self, block: Block, network: CellNetwork, inputs: list[Source]) -> Source:
-        assert block.cell is not None
-        key = (block.cell, block.width)
-        if key not in self._weights:
-            self._weights[key] = spread(self._mixing[block.cell], self._init_channels * block.width)
-        out: Source = network(inputs, self._weights[key], self._columns.get(block.cell))
-        return out
+        differing = [
+            i for i, block in enumerate(self.layout) if block.cell and len({columns_at(block, c) for c in choices}) > 1
+        ]
+        first, last = min(differing, default=len(self.blocks)), len(self.blocks)
+        common = self.advance(start, range(first), runner(choices[0]))
+        if first == last:
+            logits = self.classify(common[1])
+            yield from (logits for _ in choices)
+            return
+        block, cell = self.layout[first], cast("CellNetwork", self.blocks[first])
+        columns = [columns_at(block, own) or cell.all_columns for own in choices]
+        for own, out in zip(choices, cell.forward_each(cell.inputs(common), weights_at(block), columns), strict=True):
+            states = self.advance((common[1], out), range(first + 1, last), runner(own))
+            yield self.classify(states[1])
 
 
 def spread(mixing: Tensor, channels: int) -> Weights:

@@ -1,0 +1,125 @@
+"""The layers with derivatives or an order of computing of their own, against the library's, in float64."""
+
+import platform
+import resource
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dartslight.nets.allocation import keep_freed_memory
+from dartslight.nets.batch_norm import BatchNorm, pixels_in_a_row
+from dartslight.nets.depthwise import DepthwiseConv
+from dartslight.nets.operations import OPERATIONS, Setting, Source
+
+
+@pytest.fixture(autouse=True)
+def _float64() -> Iterator[None]:
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def pictures(*shape: int) -> Tensor:
+    return torch.randn(*shape).to(memory_format=torch.channels_last).requires_grad_()
+
+
+def assert_same(ours: Tensor, theirs: Tensor) -> None:
+    assert ours.shape == theirs.shape
+    assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def assert_same_to_the_second_derivative(ours: Tensor, theirs: Tensor, inputs: list[Tensor]) -> None:
+    assert_same(ours, theirs)
+    outer = torch.randn_like(theirs)
+    first = [
+        torch.autograd.grad(y, inputs, outer, retain_graph=True, create_graph=create)
+        for create in (False, True)
+        for y in (ours, theirs)
+    ]
+    for k in (0, 2):
+        for mine, other in zip(first[k], first[k + 1], strict=True):
+            assert_same(mine, other)
+    directions = [torch.randn_like(x) for x in inputs]
+    seconds = [
+        torch.autograd.grad(
+            sum((g * d).sum() for g, d in zip(gradients, directions, strict=True)), inputs, materialize_grads=True
+        )
+        for gradients in (first[2], first[3])
+    ]
+    for mine, other in zip(*seconds, strict=True):
+        assert_same(mine, other)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (5, 6)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_depthwise_convolution(kernel: int, dilation: int, stride: int, size: tuple[int, int]) -> None:
+    x = pictures(2, 3, *size)
+    conv = DepthwiseConv(3, kernel, stride, dilation)
+    padding = dilation * (kernel // 2)
+    theirs = F.conv2d(x, conv.weight, None, stride, padding, dilation, 3)
+    assert_same_to_the_second_derivative(conv(x), theirs, [x, conv.weight])
+
+
+@pytest.mark.parametrize("channels", [3, 4, 16, 36])
+@pytest.mark.parametrize("affine", [False, True])
+def test_batch_normalisation(channels: int, affine: bool) -> None:
+    x = pictures(4, channels, 6, 4)
+    assert pixels_in_a_row(x) == 8
+    ours, theirs = BatchNorm(channels, affine=affine), nn.BatchNorm2d(channels, affine=affine)
+    inputs = [x]
+    if affine:
+        for p in (ours.weight, ours.bias):
+            nn.init.normal_(p)
+        theirs.load_state_dict(ours.state_dict())
+        inputs += [ours.weight, ours.bias]
+    # The library's on the very same parameters, so that derivatives compare.
+    expected = F.batch_norm(x, None, None, *inputs[1:], training=True)
+    assert_same_to_the_second_derivative(ours(x), expected, inputs)
+    theirs(x)
+    assert_same(ours.running_mean, theirs.running_mean)
+    assert_same(ours.running_var, theirs.running_var)
+    theirs.running_mean, theirs.running_var = ours.running_mean.clone(), ours.running_var.clone()
+    assert_same(ours.eval()(x), theirs.eval()(x))
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 1, 1, 1)])
+def test_batch_normalisation_carries_a_mixing_weight(shape: tuple[int, ...]) -> None:
+    x, weight = pictures(2, 4, 4, 4), torch.rand(shape).requires_grad_()
+    factor = weight.view(1, -1, 1, 1) if len(shape) == 1 else weight
+    expected = F.batch_norm(x, None, None, training=True) * factor
+    assert_same_to_the_second_derivative(BatchNorm(4, affine=False)(x, weight), expected, [x, weight])
+
+
+def test_other_numbers_of_pixels_are_left_to_the_library() -> None:
+    assert pixels_in_a_row(pictures(1, 4, 3, 3)) == 1
+    assert pixels_in_a_row(pictures(2, 32, 4, 4)) == 1
+    assert pixels_in_a_row(torch.randn(2, 4, 4, 4)) == 1
+    assert pixels_in_a_row(torch.randn(2, 4, 4, 4, dtype=torch.bfloat16).to(memory_format=torch.channels_last)) == 1
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_average_pooling(stride: int) -> None:
+    x = pictures(2, 4, 7, 6)
+    (y, weight) = OPERATIONS["avg_pool_3x3"](Setting(4, stride, False, False, False))(Source(x), None)
+    assert weight is None
+    theirs = F.avg_pool2d(x, 3, stride, padding=1, count_include_pad=False)
+    assert_same(y, theirs)
+    outer = torch.randn_like(y)
+    assert_same(*(torch.autograd.grad(out, x, outer)[0] for out in (y, theirs)))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the GNU C library")
+def test_freed_memory_is_kept() -> None:
+    assert keep_freed_memory()
+    for _ in range(3):
+        torch.zeros(1 << 20).add_(1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        torch.zeros(1 << 20).add_(1)  # 8 MiB, or 2048 pages
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 2048
