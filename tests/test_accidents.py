@@ -56,6 +56,11 @@ WRONG = {
     "negative_seed": (["--seed_everything=-1"], "-1"),
     "no_epochs": (["--trainer.max_epochs=0"], "max_epochs is 0"),
     "endless": (["--trainer.max_epochs=-1"], "max_epochs is -1"),
+    "checkpoints": (
+        ["--model.checkpoint_cells=true", "--model.gradient=dartslight.strategies.Unrolled"],
+        "Unrolled needs them at others",
+    ),
+    "racing": (["--selection=dartslight.selection.Perturbation", "--selection.racing=1.5"], "racing is 1.5"),
     "precision": (["--trainer.precision=64-true"], "64-true"),
     "never": (["--checkpoint_every_n_batches=0"], "checkpoint_every_n_batches is 0"),
     "few_cells": (["--model.space=s4", "--model.num_cells=2"], "no normal cell"),

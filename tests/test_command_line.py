@@ -74,6 +74,9 @@ def test_select_repeats_the_decisions_of_the_run_and_takes_other_rules(run: Path
     assert main(["select", supernet, root, *rule]) == 0
     assert decisions(newest(tmp_path)) == decisions(run)
     assert same_weights(newest(tmp_path), run)
+    raced = [*rule, "--selection.racing=0.9", "--selection.eval_batches=4"]
+    assert main(["select", supernet, root, *raced]) == 0
+    assert len({row["decision"] for row in csv.DictReader((newest(tmp_path) / "decisions.csv").open())}) == 6
     for name in ("magnitude", "random"):
         assert main(["select", "--config", str(CONFIGS / "select" / f"{name}.yaml"), supernet, root]) == 0
         assert json.loads((newest(tmp_path) / "genotype.json").read_text())["space"] == "nasbench201"

@@ -168,6 +168,32 @@ def test_supernet_equals_textbook(name: str, share: float) -> None:
         assert_same_everywhere(ours, theirs, idle)
 
 
+@pytest.mark.parametrize("channels", [4, 32])
+@pytest.mark.parametrize("name", ["nasbench201", "s4"])
+def test_checkpointed_cells_give_the_same_numbers(name: str, channels: int) -> None:
+    space = SPACES[name]
+    plain, checked = (Supernet(space, 3, channels, 5, checkpoint_cells=flag) for flag in (False, True))
+    checked.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 3, 8, 8)
+    mixing = random_mixing(space, torch.Generator().manual_seed(1))
+    graph_sizes = []
+    for net in (plain, checked):
+        weights = {cell: m.clone().requires_grad_() for cell, m in mixing.items()}
+        saved: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=saved: s.append(t.numel()) or t, lambda t: t):
+            loss = net(images, weights).square().sum()
+        graph_sizes.append(sum(saved))
+        loss.backward()
+        net.found = [weights[cell].grad for cell in mixing]
+    assert graph_sizes[1] < graph_sizes[0] / 3
+    for a, b in zip(plain.found, checked.found, strict=True):
+        assert torch.equal(a, b)
+    for (_, a), (_, b) in zip(plain.named_parameters(), checked.named_parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+    for a, b in zip(plain.buffers(), checked.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_noise_is_mixed_in_without_a_gradient() -> None:
     space = SPACES["s4"]
     ours, theirs = Supernet(space, 3, 4, 5), textbook.Supernet("s4", 4, 3, 5)

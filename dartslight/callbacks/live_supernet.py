@@ -16,7 +16,7 @@ from dartslight.errors import InputError
 from dartslight.modules import SearchModule
 from dartslight.nets import Mixing
 from dartslight.seeding import derived_seed
-from dartslight.selection import Evaluation, Measurement, Variant
+from dartslight.selection import Evaluation, Measurement, Race, Variant
 from dartslight.spaces import Choices, SearchSpace
 
 _MEASURE = 5  # what a derived seed is for
@@ -53,8 +53,10 @@ class LiveSupernet:
         return weights
 
     @torch.no_grad()
-    def measure(self, variants: Sequence[Variant], evaluation: Evaluation) -> list[Measurement]:
-        """Measures all variants on the same pictures in one pass."""
+    def measure(
+        self, variants: Sequence[Variant], evaluation: Evaluation, race: Race | None = None
+    ) -> list[Measurement]:
+        """Measures all variants on the same pictures in one pass; in a race those that have left it no further."""
         if evaluation.statistics == "running" and not self.module.track_statistics:
             raise InputError(
                 "eval_bn is 'running', but the supernet keeps no running statistics; pass "
@@ -68,13 +70,21 @@ class LiveSupernet:
         runs = [(v.mixing, v.choices) for v in variants]
         losses: list[list[torch.Tensor]] = [[] for _ in variants]
         corrects: list[list[torch.Tensor]] = [[] for _ in variants]
+        left = list(range(len(variants)))
         with _statistics(supernet, evaluation.statistics), self.trainer.precision_plugin.forward_context():
             for b, raw in enumerate(self._progress(batches, variants)):
                 batch = self.trainer.strategy.batch_to_device(raw)
                 torch.manual_seed(derived_seed(evaluation.seed, _MEASURE, b))
-                for i, logits in enumerate(supernet.forward_each(batch.images, runs)):
+                for i, logits in zip(left, supernet.forward_each(batch.images, [runs[i] for i in left]), strict=True):
                     losses[i].append(F.cross_entropy(logits.double(), batch.labels, reduction="none"))
                     corrects[i].append((logits.argmax(dim=1) == batch.labels).double())
+                if race is not None:
+                    values = [torch.cat(m) for m in (losses if evaluation.criterion == "loss" else corrects)]
+                    racing = [i for i in left if i in race.entrants]
+                    gone = set(racing) - set(race.survivors(values, racing, b + 1, len(batches)))
+                    left = [i for i in left if i not in gone]
+                    if len(racing) - len(gone) == 1:
+                        break
         return [
             Measurement(torch.cat(loss).cpu(), torch.cat(correct).cpu(), len(loss))
             for loss, correct in zip(losses, corrects, strict=True)

@@ -67,6 +67,8 @@ class SearchModule(LightningModule):
         alpha_warmup_epochs: Epochs at the start in which the architecture parameters stay as they are.
         track_statistics: Whether batch normalisations keep running statistics and use them in evaluation; without them
             evaluation uses the statistics of each batch.
+        checkpoint_cells: Whether a step keeps only what goes in and out of each cell and computes the cell again for
+            its derivative: the same numbers with less memory and more time. Not with second-order gradients.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class SearchModule(LightningModule):
         alpha_init_std: float = 1e-3,
         alpha_warmup_epochs: int = 0,
         track_statistics: bool = True,
+        checkpoint_cells: bool = False,
     ) -> None:
         super().__init__()
         check_least(
@@ -104,6 +107,13 @@ class SearchModule(LightningModule):
         self.space = find_space(space)
         self.num_cells, self.init_channels, self.track_statistics = num_cells, init_channels, track_statistics
         self.relaxation, self.gradient = relaxation or Softmax(), gradient or FirstOrder()
+        self.checkpoint_cells = checkpoint_cells
+        if checkpoint_cells and self.gradient.moves_weights:
+            raise InputError(
+                "checkpoint_cells computes cells again with the network's own weights, but "
+                f"{type(self.gradient).__name__} needs them at others; use FirstOrder or Fixed, or smaller batches "
+                "without checkpoint_cells."
+            )
         self.learning_rate, self.min_learning_rate = learning_rate, min_learning_rate
         self.momentum, self.weight_decay, self.clip_norm = momentum, weight_decay, clip_norm
         self.alpha_learning_rate, self.alpha_weight_decay = alpha_learning_rate, alpha_weight_decay
@@ -236,7 +246,9 @@ class SearchModule(LightningModule):
             )
         torch.manual_seed(derived_seed(run_seed(), _INITIALISATION))
         num_classes = cast("Any", self.trainer).datamodule.num_classes
-        self.supernet = Supernet(self.space, self.num_cells, self.init_channels, num_classes, self.track_statistics)
+        self.supernet = Supernet(
+            self.space, self.num_cells, self.init_channels, num_classes, self.track_statistics, self.checkpoint_cells
+        )
         self.architecture = Architecture(self.space, self.relaxation, self.alpha_init_std)
         # Their gradient is averaged by hand, so the data-parallel wrapper must not wait for it.
         self._ddp_params_and_buffers_to_ignore = [

@@ -1,5 +1,8 @@
 """Batch normalisation that takes a mixing weight along, and is fast for few channels on a CPU."""
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -8,6 +11,19 @@ from torch import Tensor, nn
 
 Weight = Tensor | None
 """A mixing weight: one entry for each channel (channels,), one for each picture (batch, 1, 1, 1), or None for 1."""
+
+
+_is_repeated = ContextVar("_is_repeated", default=False)
+
+
+@contextlib.contextmanager
+def repeated() -> Iterator[None]:
+    """While this lasts a forward pass is one computed before, which the running statistics have seen already."""
+    token = _is_repeated.set(True)
+    try:
+        yield
+    finally:
+        _is_repeated.reset(token)
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -29,9 +45,8 @@ class BatchNorm(nn.BatchNorm2d):
         # The running statistics of a part of a distributed batch are this rank's own, as in torch's BatchNorm2d.
         pixels = pixels_in_a_row(x) if batch_statistics else 1
         if pixels == 1:
-            y = F.batch_norm(
-                x, self.running_mean, self.running_var, scale, shift, batch_statistics, self.momentum or 0.0, self.eps
-            )
+            momentum = 0.0 if batch_statistics and _is_repeated.get() else self.momentum or 0.0
+            y = F.batch_norm(x, self.running_mean, self.running_var, scale, shift, batch_statistics, momentum, self.eps)
         else:
             y, mean, var = _RowwiseBatchNorm.apply(x, scale, shift, self.eps, pixels)
             self._follow(mean, var, x.numel() // x.shape[1])
@@ -40,7 +55,7 @@ class BatchNorm(nn.BatchNorm2d):
     @torch.no_grad()
     def _follow(self, mean: Tensor, var: Tensor, count: int) -> None:
         """Moves the running statistics towards those of a batch with so many pixels."""
-        if self.running_mean is not None and self.running_var is not None:
+        if self.running_mean is not None and self.running_var is not None and not _is_repeated.get():
             self.running_mean.lerp_(mean, self.momentum or 0.0)
             self.running_var.lerp_(var * (count / (count - 1)), self.momentum or 0.0)
 

@@ -4,15 +4,19 @@ It holds operation weights only. How much each operation counts comes in with th
 Masking, perturbing, freezing, sampling and deciding are all just another ``mixing``.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from dartslight.errors import InputError
+from dartslight.nets.batch_norm import repeated
 from dartslight.nets.cell import CellNetwork, Columns, Weights
 from dartslight.nets.network import Network, RunCell, State
+from dartslight.nets.operations import Source
 from dartslight.spaces import Block, Choices, SearchSpace
 
 Mixing = Mapping[str, Tensor]
@@ -32,10 +36,18 @@ class Supernet(Network):
         num_classes: Number of classes.
         track_statistics: Whether batch normalisations keep running statistics and use them in evaluation; without them
             evaluation uses the statistics of each batch.
+        checkpoint_cells: Whether a training step keeps only what goes in and out of each cell and computes the cell
+            again for its derivative: the same numbers with less memory and more time.
     """
 
     def __init__(
-        self, space: SearchSpace, num_cells: int, init_channels: int, num_classes: int, track_statistics: bool = True
+        self,
+        space: SearchSpace,
+        num_cells: int,
+        init_channels: int,
+        num_classes: int,
+        track_statistics: bool = True,
+        checkpoint_cells: bool = False,
     ) -> None:
         super().__init__(
             space.macro,
@@ -55,6 +67,7 @@ class Supernet(Network):
             )
         self.space = space
         self._init_channels = init_channels
+        self.checkpoint_cells = checkpoint_cells
 
     def forward(self, images: Tensor, mixing: Mixing, choices: Choices | None = None) -> Tensor:
         """Returns the logits, (batch, classes).
@@ -98,7 +111,8 @@ class Supernet(Network):
             return None if own is None else own.of(block.cell or "")
 
         def runner(own: Choices | None) -> RunCell:
-            return lambda block, cell, inputs: cell(inputs, weights_at(block), columns_at(block, own))
+            run = _run_again if self.checkpoint_cells and torch.is_grad_enabled() else CellNetwork.__call__
+            return lambda block, cell, inputs: run(cell, inputs, weights_at(block), columns_at(block, own))
 
         differing = [
             i for i, block in enumerate(self.layout) if block.cell and len({columns_at(block, c) for c in choices}) > 1
@@ -114,6 +128,18 @@ class Supernet(Network):
         for own, out in zip(choices, cell.forward_each(cell.inputs(common), weights_at(block), columns), strict=True):
             states = self.advance((common[1], out), range(first + 1, last), runner(own))
             yield self.classify(states[1])
+
+
+def _run_again(cell: CellNetwork, inputs: Sequence[Source], weights: Weights, columns: Columns | None) -> Source:
+    """Runs a cell, and runs it again when its derivative is wanted."""
+
+    def run(*states: Tensor) -> Tensor:
+        out: Source = cell([Source(x) for x in states], weights, columns)
+        return out.x
+
+    states = (source.x for source in inputs)
+    contexts = (contextlib.nullcontext(), repeated())
+    return Source(checkpoint(run, *states, use_reentrant=False, context_fn=lambda: contexts))
 
 
 def spread(mixing: Tensor, channels: int) -> Weights:

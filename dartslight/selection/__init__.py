@@ -1,6 +1,7 @@
 """Selection: how a trained supernet becomes one architecture."""
 
 from dartslight.selection.perturbation import Perturbation
+from dartslight.selection.racing import Race
 from dartslight.selection.rule import (
     Candidate,
     Decision,
@@ -23,6 +24,7 @@ __all__ = [
     "Measurement",
     "Outcome",
     "Perturbation",
+    "Race",
     "Random",
     "Rule",
     "Schedule",

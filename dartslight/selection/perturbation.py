@@ -25,12 +25,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dartslight.errors import InputError
 from dartslight.nets import Mixing
+from dartslight.selection.racing import Race
 from dartslight.selection.rule import (
     Candidate,
+    Criterion,
     Decision,
     Evaluation,
     Measurement,
@@ -44,7 +45,6 @@ from dartslight.selection.rule import (
 )
 from dartslight.spaces import Choices, EdgeKey, SearchSpace
 
-Criterion = Literal["loss", "accuracy"]
 _Entry = tuple[EdgeKey, int]
 _Removal = tuple[Sequence[_Entry], str]
 
@@ -98,6 +98,8 @@ class Perturbation(Rule):
         warm_momentum: Whether the weight optimizer keeps its momentum when the selection begins.
         train_alpha_in_tune: Whether the architecture parameters go on learning between decisions.
         monitor: Whether validation passes, which decide nothing, go on between decisions.
+        racing: Confidence, such as 0.99, with which candidates that cannot win any more are not measured further;
+            null measures all of them on all batches. Needs ``paired``.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class Perturbation(Rule):
         warm_momentum: bool = False,
         train_alpha_in_tune: bool = True,
         monitor: bool | None = None,
+        racing: float | None = None,
     ) -> None:
         if preset not in _PRESETS:
             raise InputError(f"There is no preset {preset!r}; the known ones are {', '.join(_PRESETS)}.")
@@ -143,7 +146,12 @@ class Perturbation(Rule):
             **{f.name: getattr(base, f.name) if given[f.name] is None else given[f.name] for f in fields(_Preset)}
         )
         self.interval, self.order, self.mask, self.interleave = interval, order, mask, interleave
-        self.eval_batches = eval_batches
+        self.eval_batches, self.racing = eval_batches, racing
+        if racing is not None and not (self.settings.paired and 0.5 <= racing < 1):
+            raise InputError(
+                f"racing is {racing} and paired is {self.settings.paired}, but a race compares candidates on the same "
+                "pictures with a confidence from 0.5 to below 1; give such a number and paired: true, or no racing."
+            )
         self._tuning = Tuning(
             tune_learning_rate, tune_schedule, warm_momentum, train_alpha_in_tune, self.settings.monitor
         )
@@ -216,17 +224,16 @@ class _Question:
         if self.settings.exclude_none and any(edge.ops[o] != "none" for o in columns):
             columns = tuple(o for o in columns if edge.ops[o] != "none")
         base, measured = self._remove(
-            self.choices, [([(key, o)], f"{self.cell.name} {edge} without {edge.ops[o]}") for o in columns]
+            self.choices, [([(key, o)], f"{self.cell.name} {edge} without {edge.ops[o]}") for o in columns], self.sign
         )
         scores = [self._score(m) for m in measured]
-        best = max(range(len(columns)), key=lambda i: self.sign * scores[i])
-        others = [i for i in range(len(columns)) if i != best]
-        rival = max(others, key=lambda i: self.sign * scores[i]) if others else None
-        margin, noise = (None, None) if rival is None else self._margin(measured[best], measured[rival])
+        best = max(_finishers(measured), key=lambda i: self.sign * scores[i])
+        margins = [self._margin(measured[best], m) for i, m in enumerate(measured) if i != best]
         candidates = tuple(
-            Candidate(edge.source, edge.node, edge.ops[o], base, scores[i], i == best) for i, o in enumerate(columns)
+            Candidate(edge.source, edge.node, edge.ops[o], base, scores[i], i == best, measured[i].batches)
+            for i, o in enumerate(columns)
         )
-        return self.choices.decide(key, columns[best]), self._decision("operation", candidates, measured, margin, noise)
+        return self.choices.decide(key, columns[best]), self._decision("operation", candidates, measured[best], margins)
 
     def inputs(self) -> tuple[Choices, Decision]:
         """Draws a node and deletes the inputs that are missed least; the last of several equal ones."""
@@ -239,7 +246,6 @@ class _Question:
         node = self._draw(crowded)
         present, candidates = self.choices, []
         left = self._edges_into(node, present)
-        margin = noise = None
         while len(left) > self.space.inputs_per_node:
             choices = present if self.settings.edge_mode == "cumulative" else self.choices
             base, measured = self._remove(
@@ -251,17 +257,18 @@ class _Question:
                     )
                     for e in left
                 ],
+                -self.sign,
             )
             scores = [self._score(m) for m in measured]
-            least = min(range(len(left)), key=lambda i: (self.sign * scores[i], -i))
-            rival = min((i for i in range(len(left)) if i != least), key=lambda i: self.sign * scores[i])
-            margin, noise = self._margin(measured[rival], measured[least])
+            least = min(_finishers(measured), key=lambda i: (self.sign * scores[i], -i))
+            margins = [self._margin(m, measured[least]) for i, m in enumerate(measured) if i != least]
             for i, e in enumerate(left):
                 edge, op = self.cell.edges[e], self.choices.of(self.cell.name)[e][0]
-                candidates.append(Candidate(edge.source, node, edge.ops[op], base, scores[i], i != least))
+                batches = measured[i].batches
+                candidates.append(Candidate(edge.source, node, edge.ops[op], base, scores[i], i != least, batches))
             present = present.drop([(self.cell.name, left[least])])
             left = self._edges_into(node, present)
-        return present, self._decision("inputs", tuple(candidates), measured, margin, noise)
+        return present, self._decision("inputs", tuple(candidates), measured[least], margins)
 
     def _draw(self, things: Sequence[int]) -> int:
         """The edge or node that is decided next."""
@@ -273,8 +280,15 @@ class _Question:
         kept = choices.kept(self.cell.name)
         return [e for e in self.cell.edges_into(node) if e in kept]
 
-    def _remove(self, choices: Choices, removals: Sequence[_Removal]) -> tuple[float | None, list[Measurement]]:
+    def _remove(
+        self, choices: Choices, removals: Sequence[_Removal], sign: float
+    ) -> tuple[float | None, list[Measurement]]:
         """Measures the supernet without some operations, for each removal in turn.
+
+        Args:
+            choices: What is open.
+            removals: What is removed in each variant.
+            sign: Which of them a race is about: 1 for the largest value of the criterion, -1 for the smallest.
 
         Returns:
             The score of the whole supernet, where it is measured along with the others, and a measurement for each
@@ -288,7 +302,11 @@ class _Question:
             # Every candidate gets a pass of its own over pictures in another order, as in the published code.
             return None, [self.supernet.measure([v], self._evaluation(seed + i))[0] for i, v in enumerate(variants)]
         whole = Variant(mixing, choices, "nothing removed")
-        base, *measured = self.supernet.measure([whole, *variants], self._evaluation(seed))
+        if self.rule.racing is None or len(variants) < 2:
+            base, *measured = self.supernet.measure([whole, *variants], self._evaluation(seed))
+        else:
+            race = Race(self.rule.racing, sign, tuple(range(1, len(variants) + 1)))
+            base, *measured = self.supernet.measure([whole, *variants], self._evaluation(seed), race)
         return self._score(base), measured
 
     def _without(self, removed: Sequence[_Entry], choices: Choices, mixing: Mixing, label: str) -> Variant:
@@ -303,13 +321,10 @@ class _Question:
 
     def _evaluation(self, seed: int) -> Evaluation:
         s = self.settings
-        return Evaluation(s.eval_transform == "train", self.rule.eval_batches, s.eval_bn, seed)
-
-    def _values(self, measurement: Measurement) -> Tensor:
-        return measurement.loss if self.settings.criterion == "loss" else measurement.correct
+        return Evaluation(s.eval_transform == "train", self.rule.eval_batches, s.eval_bn, seed, s.criterion)
 
     def _score(self, measurement: Measurement) -> float:
-        score = float(self._values(measurement).mean())
+        score = float(measurement.values(self.settings.criterion).mean())
         if not math.isfinite(score) or not bool(torch.isfinite(measurement.loss).all()):
             raise InputError(
                 "The supernet's loss is not a finite number, so there is nothing to decide by; it has diverged: search "
@@ -317,20 +332,29 @@ class _Question:
             )
         return score
 
-    def _margin(self, missed: Measurement, less: Measurement) -> tuple[float, float]:
-        """How much more one candidate is missed than another, and the standard error of that over pictures."""
-        a, b = self._values(missed), self._values(less)
+    def _margin(self, missed: Measurement, less: Measurement) -> tuple[float, float, int]:
+        """How much more one candidate is missed than another, the standard error of that, and on how many pictures."""
+        count = min(len(missed.loss), len(less.loss))
+        a, b = (m.values(self.settings.criterion)[:count] for m in (missed, less))
         paired = self.settings.paired
-        variance = (a - b).var() / len(a) if paired else a.var() / len(a) + b.var() / len(b)
-        return self.sign * float(a.mean() - b.mean()), float(variance.sqrt())
+        variance = (a - b).var() / count if paired else (a.var() + b.var()) / count
+        return self.sign * float(a.mean() - b.mean()), float(variance.sqrt()), count
 
     def _decision(
         self,
         kind: Literal["operation", "inputs"],
         candidates: tuple[Candidate, ...],
-        measured: Sequence[Measurement],
-        margin: float | None,
-        noise: float | None,
+        decisive: Measurement,
+        margins: Sequence[tuple[float, float, int]],
     ) -> Decision:
-        batches, pictures = measured[0].batches, len(measured[0].loss)
-        return Decision(self.cell.name, kind, self.settings.criterion, candidates, batches, pictures, margin, noise)
+        # The closest rival says how clear the decision was.
+        margin, noise, pictures = min(margins, default=(None, None, len(decisive.loss)))
+        return Decision(
+            self.cell.name, kind, self.settings.criterion, candidates, decisive.batches, pictures, margin, noise
+        )
+
+
+def _finishers(measured: Sequence[Measurement]) -> list[int]:
+    """The candidates that were measured to the end."""
+    longest = max(len(m.loss) for m in measured)
+    return [i for i, m in enumerate(measured) if len(m.loss) == longest]

@@ -54,7 +54,7 @@ def decisions_csv(decisions: Sequence[Mapping[str, Any]]) -> str:
     for decision in decisions:
         for candidate in decision["candidates"]:
             row = {key: decision[key] for key in COLUMNS if key in decision}
-            row |= {key: candidate[key] for key in ("node", "op", "score_with", "score_without")}
+            row |= {key: candidate[key] for key in ("node", "op", "score_with", "score_without", "batches")}
             row |= {"edge": f"{candidate['node']}<-{candidate['source']}", "chosen": int(candidate["chosen"])}
             writer.writerow({key: "" if value is None else value for key, value in row.items()})
     return text.getvalue()
@@ -74,9 +74,19 @@ def in_words(genotype: Genotype, decisions: Sequence[Mapping[str, Any]]) -> str:
             sources = sorted({c["source"] for c in candidates} - gone)
             place, kept = f"node {node}", "inputs " + " and ".join(str(source) for source in sources)
         lines.append(f"  {decision['cell']:<10}{place:<8}{kept:<16}{_evidence(decision)}")
+    lines += _saved(decisions)
     lines.append("The architecture")
     lines += [f"  {cell.name:<10}{edge!s:<8}{edge.ops[0]}" for cell in genotype.cells for edge in cell.edges]
     return "\n".join(lines)
+
+
+def _saved(decisions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a race has saved, as a line for a person to read, or nothing."""
+    used = [[c["batches"] for c in decision["candidates"]] for decision in decisions]
+    done, whole = sum(map(sum, used)), sum(len(batches) * max(batches) for batches in used)
+    if done == whole:
+        return []
+    return [f"  Racing measured candidates on {done} batches; all of them to the end would have taken {whole} or more."]
 
 
 def _evidence(decision: Mapping[str, Any]) -> str:

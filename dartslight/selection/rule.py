@@ -8,7 +8,11 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from dartslight.nets import Mixing
+from dartslight.selection.racing import Race
 from dartslight.spaces import Choices, SearchSpace
+
+Criterion = Literal["loss", "accuracy"]
+"""What variants are compared by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class Candidate:
         score_with: The criterion with the candidate in place, where it was measured.
         score_without: The criterion without the candidate, where it was measured.
         chosen: Whether the decision kept it.
+        batches: Batches on which it was measured.
     """
 
     source: int
@@ -62,6 +67,7 @@ class Candidate:
     score_with: float | None
     score_without: float | None
     chosen: bool
+    batches: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +79,8 @@ class Decision:
         kind: ``operation`` of one edge, or ``inputs`` of one node.
         criterion: What the scores are: ``loss``, ``accuracy``, ``weight`` (of the mixing) or ``random``.
         candidates: Everything that was measured, in the order of measuring.
-        batches: Batches used for each score.
-        pictures: Pictures used for each score.
+        batches: Batches used for the score of the kept candidate.
+        pictures: Pictures on which the margin rests.
         margin: How far the kept candidate is from the best one that was not kept, in the criterion's unit.
         noise: Standard error of the margin over pictures, or None where there is no noise.
     """
@@ -122,12 +128,14 @@ class Evaluation:
         statistics: Batch normalisation by the ``running`` statistics, by those of each batch (``batch_frozen``), or
             by those of each batch with the running ones following (``batch_update``, published).
         seed: Seeds the order of the pictures, the augmentation, and whatever is random in the network.
+        criterion: What a race goes by.
     """
 
     augmented: bool
     batches: int | None
     statistics: Literal["batch_update", "batch_frozen", "running"]
     seed: int
+    criterion: Criterion = "loss"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +152,10 @@ class Measurement:
     correct: Tensor
     batches: int
 
+    def values(self, criterion: Criterion) -> Tensor:
+        """Returns the criterion of each picture."""
+        return self.loss if criterion == "loss" else self.correct
+
 
 class Supernet(Protocol):
     """What a rule may ask of the supernet that it decides."""
@@ -159,8 +171,10 @@ class Supernet(Protocol):
     def mixing(self, choices: Choices) -> Mixing:
         """Returns the mixing weights if these choices were the present ones."""
 
-    def measure(self, variants: Sequence[Variant], evaluation: Evaluation) -> list[Measurement]:
-        """Measures all variants on the same pictures in one pass."""
+    def measure(
+        self, variants: Sequence[Variant], evaluation: Evaluation, race: Race | None = None
+    ) -> list[Measurement]:
+        """Measures all variants on the same pictures in one pass; in a race those that have left it no further."""
 
 
 class Rule(ABC):

@@ -50,6 +50,9 @@ class ArchitectureGradient(ABC):
     learns = True
     """Whether there is an architecture step at all."""
 
+    moves_weights = False
+    """Whether the losses are asked for at other weights than the network's own."""
+
     @abstractmethod
     def __call__(self, problem: Bilevel) -> tuple[Tensor, ...]:
         """Returns one gradient for each architecture parameter of the problem."""
@@ -80,6 +83,8 @@ class Unrolled(ArchitectureGradient):
     forward passes of the virtual step leave the running statistics alone; the published code lets them move.
     """
 
+    moves_weights = True
+
     def __call__(self, problem: Bilevel) -> tuple[Tensor, ...]:
         """Returns d L_val(w'(alpha), alpha) / d alpha."""
         stepped = _virtual_step(problem, create_graph=True)
@@ -95,6 +100,8 @@ class FiniteDifference(ArchitectureGradient):
     Args:
         radius: Length of the step in weight space on either side, in the units of the weights (published: 0.01).
     """
+
+    moves_weights = True
 
     def __init__(self, radius: float = 0.01) -> None:
         self.radius = radius

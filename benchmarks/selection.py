@@ -1,0 +1,98 @@
+"""All masks of one edge, and a whole selection phase, against the textbook form.
+
+    python benchmarks/selection.py [--short] [--json]
+
+The masks of an edge: the supernet without each of its operations in turn, on one batch, with the statistics of the
+batch; with nothing decided, and with every other edge decided. Of each cell type the middle edge is taken. The whole
+phase: the published schedule for NAS-Bench-201 (six edges, 30 evaluations, 25 epochs of tuning) with a few batches
+instead of all in each evaluation and epoch, in the same proportion.
+"""
+
+import random
+from typing import Any
+
+import torch
+from compare import Problem, Result, arguments, in_turns, milliseconds, show
+
+from dartslight.spaces import Choices
+
+EVALUATION_BATCHES, EPOCH_BATCHES, EPOCHS = 4, 4, 25  # published: 391, 391 and 25
+
+
+def half_decided(problem: Problem) -> Choices:
+    """Returns choices in which every other edge has one operation, other than `none`."""
+    rng = random.Random(0)
+    choices = problem.choices
+    for cell in problem.space.cells:
+        for e in range(0, len(cell.edges), 2):
+            ops = [o for o, name in enumerate(cell.edges[e].ops) if name != "none"]
+            choices = choices.decide((cell.name, e), rng.choice(ops))
+    return choices
+
+
+def textbook_masks(problem: Problem, mixing: dict[str, torch.Tensor], cell: str, edge: int, ops: Any) -> None:
+    """Runs the textbook supernet once for each operation, with its weight set to 0."""
+    for op in ops:
+        masked = {name: weights.clone() for name, weights in mixing.items()}
+        masked[cell][edge, op] = 0
+        problem.book(problem.val[0], masked)
+
+
+def masks(problem: Problem, choices: Choices, cell: str, edge: int, repeats: int, label: str) -> Result:
+    """Measures all masks of one edge."""
+    ops = choices.of(cell)[edge]
+    with torch.no_grad():
+        mixing = problem.architecture(choices)
+        variants = [(mixing, choices.close((cell, edge), op)) for op in ops]
+        return in_turns(
+            f"masks of edge {edge} ({cell}), {label}, {problem.name}",
+            lambda: textbook_masks(problem, mixing, cell, edge, ops),
+            lambda: problem.net.forward_each(problem.val[0], variants),
+            repeats,
+        )
+
+
+def whole_phase(problem: Problem, repeats: int) -> Result:
+    """Measures a whole selection phase: masks of six edges, and the tuning between them."""
+
+    def run(is_product: bool) -> None:
+        choices, rng = problem.choices, random.Random(0)
+        for epochs in (0, 5, 5, 5, 5, 4):
+            for _ in range(epochs * EPOCH_BATCHES):
+                if is_product:
+                    problem.choices = choices
+                    problem.product_step()
+                else:
+                    problem.textbook_step()
+            edge = rng.choice(choices.undecided("cell"))
+            ops = choices.of("cell")[edge]
+            with torch.no_grad():
+                mixing = problem.architecture(choices)
+                variants = [(mixing, choices.close(("cell", edge), op)) for op in ops]
+                for _ in range(EVALUATION_BATCHES):
+                    if is_product:
+                        problem.net.forward_each(problem.val[0], variants)
+                    else:
+                        textbook_masks(problem, mixing, "cell", edge, ops)
+            choices = choices.decide(("cell", edge), rng.choice(ops[1:]))
+        problem.choices = Choices.everything(problem.space)
+
+    pairs = [(milliseconds(lambda: run(False)), milliseconds(lambda: run(True))) for _ in range(repeats)]
+    ratios = sorted(a / b for a, b in pairs)
+    book, product = (sorted(times)[repeats // 2] for times in zip(*pairs, strict=True))
+    return Result(f"selection phase, {problem.name}", book, product, ratios[repeats // 2], ratios[0], ratios[-1])
+
+
+if __name__ == "__main__":
+    given = arguments(__doc__)
+    results = []
+    full = [("nasbench201", 15, 16), *((space, 8, 16) for space in ("darts", "s1", "s2", "s3", "s4"))]
+    for space, num_cells, channels in [("nasbench201", 3, 8), ("darts", 3, 8)] if given.short else full:
+        problem = Problem(space, num_cells, channels, size=16 if given.short else 32)
+        for label, choices in (("nothing decided", problem.choices), ("half decided", half_decided(problem))):
+            for cell in problem.space.cells:
+                open_edges = choices.undecided(cell.name)
+                edge = open_edges[len(open_edges) // 2]
+                results.append(masks(problem, choices, cell.name, edge, given.repeats or 3, label))
+    results.append(whole_phase(Problem("nasbench201", 3, 8, size=16 if given.short else 32), given.repeats or 3))
+    show(results, given)
