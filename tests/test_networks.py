@@ -185,7 +185,7 @@ def test_checkpointed_cells_give_the_same_numbers(name: str, channels: int) -> N
         graph_sizes.append(sum(saved))
         loss.backward()
         net.found = [weights[cell].grad for cell in mixing]
-    assert graph_sizes[1] < graph_sizes[0] / 3
+    assert graph_sizes[1] < graph_sizes[0] / 2
     for a, b in zip(plain.found, checked.found, strict=True):
         assert torch.equal(a, b)
     for (_, a), (_, b) in zip(plain.named_parameters(), checked.named_parameters(), strict=True):

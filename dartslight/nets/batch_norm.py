@@ -60,6 +60,40 @@ class BatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(var * (count / (count - 1)), self.momentum or 0.0)
 
 
+def normalised(conv: nn.Conv2d, norm: BatchNorm, x: Tensor, weight: Weight) -> Tensor:
+    """Returns ``weight * norm(conv(x))``; the output of a convolution of 1x1 is not kept but computed again.
+
+    The derivative of the normalisation needs that output, which is a third of all that a step of the DARTS supernet
+    would have to keep, and costs little to compute from what is kept anyway.
+
+    Args:
+        conv: The convolution.
+        norm: The normalisation behind it.
+        x: (batch, channels, height, width).
+        weight: The mixing weight.
+    """
+    y: Tensor = conv(x)
+    out: Tensor
+    if conv.kernel_size != (1, 1) or not torch.is_grad_enabled():
+        out = norm(y, weight)
+        return out
+    place, kernel, stride = y.data_ptr(), conv.weight, conv.stride
+    autocast = torch.is_autocast_enabled(x.device.type)
+
+    def forget(kept: Tensor) -> Tensor | None:
+        return None if kept.data_ptr() == place else kept
+
+    def remember(kept: Tensor | None) -> Tensor:
+        if kept is not None:
+            return kept
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=autocast, cache_enabled=False):
+            return F.conv2d(x, kernel, None, stride)
+
+    with torch.autograd.graph.saved_tensors_hooks(forget, remember):
+        out = norm(y, weight)
+    return out
+
+
 def pixels_in_a_row(x: Tensor) -> int:
     """Returns how many pixels the normalisation takes together as one row of numbers; 1 is the library's own way.
 

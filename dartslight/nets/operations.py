@@ -9,16 +9,16 @@ Papers: DARTS (https://arxiv.org/abs/1806.09055), NAS-Bench-201 (https://arxiv.o
 weight)`` and enter it in `OPERATIONS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dartslight.errors import InputError
-from dartslight.nets.batch_norm import BatchNorm, Weight
+from dartslight.nets.batch_norm import BatchNorm, Weight, normalised
 from dartslight.nets.depthwise import DepthwiseConv
 
 
@@ -191,8 +191,7 @@ class Conv(Operation):
 
     def forward(self, source: Source, weight: Weight) -> Tensor:
         """Returns the weighted output."""
-        y: Tensor = self.norm(self.conv(source.relu), weight)
-        return y
+        return normalised(self.conv, self.norm, source.relu, weight)
 
 
 class FactorizedReduce(Operation):
@@ -211,6 +210,9 @@ class FactorizedReduce(Operation):
         shifted = F.pad(x, (0, width % 2, 0, height % 2))[:, :, 1:, 1:]
         y: Tensor = self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1), weight)
         return y
+
+
+_Stage = tuple[DepthwiseConv, nn.Conv2d, BatchNorm]
 
 
 class SeparableConv(Operation):
@@ -234,8 +236,9 @@ class SeparableConv(Operation):
         """Returns the weighted output."""
         y = source.relu
         last = len(self.norm) - 1
-        for i, (depthwise, pointwise, norm) in enumerate(zip(self.depthwise, self.pointwise, self.norm, strict=True)):
-            y = norm(pointwise(depthwise(y)), weight if i == last else None)
+        stages = cast("Iterable[_Stage]", zip(self.depthwise, self.pointwise, self.norm, strict=True))
+        for i, (depthwise, pointwise, norm) in enumerate(stages):
+            y = normalised(pointwise, norm, depthwise(y), weight if i == last else None)
             if i < last:
                 y = F.relu(y, inplace=True)
         return y
