@@ -24,7 +24,6 @@ from dartslight.spaces import Choices, find_space
 from dartslight.strategies import Architecture, Softmax, detached
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-Batch = tuple[Tensor, Tensor]
 
 
 @dataclass

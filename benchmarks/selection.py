@@ -12,11 +12,11 @@ import random
 from typing import Any
 
 import torch
-from compare import Problem, Result, arguments, in_turns, milliseconds, show
+from compare import Problem, Result, arguments, in_turns, show
 
 from dartslight.spaces import Choices
 
-EVALUATION_BATCHES, EPOCH_BATCHES, EPOCHS = 4, 4, 25  # published: 391, 391 and 25
+EVALUATION_BATCHES, EPOCH_BATCHES = 4, 4  # published: 391 and 391
 
 
 def half_decided(problem: Problem) -> Choices:
@@ -77,10 +77,7 @@ def whole_phase(problem: Problem, repeats: int) -> Result:
             choices = choices.decide(("cell", edge), rng.choice(ops[1:]))
         problem.choices = Choices.everything(problem.space)
 
-    pairs = [(milliseconds(lambda: run(False)), milliseconds(lambda: run(True))) for _ in range(repeats)]
-    ratios = sorted(a / b for a, b in pairs)
-    book, product = (sorted(times)[repeats // 2] for times in zip(*pairs, strict=True))
-    return Result(f"selection phase, {problem.name}", book, product, ratios[repeats // 2], ratios[0], ratios[-1])
+    return in_turns(f"selection phase, {problem.name}", lambda: run(False), lambda: run(True), repeats)
 
 
 if __name__ == "__main__":

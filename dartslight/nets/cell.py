@@ -82,7 +82,7 @@ class CellNetwork(nn.Module):
                     if drop_path and self.training and self.operation(e, o).droppable:
                         term = drop(term, drop_path)
                     total.add(term)
-            nodes.append(Source(self._nothing(nodes[0].x) if total.value is None else total.value))
+            nodes.append(self._node(total, nodes))
             assert len(nodes) == node + 1
         return self._exit(nodes)
 
@@ -109,7 +109,7 @@ class CellNetwork(nn.Module):
                         if key not in terms:
                             terms[key] = self._term(nodes, *key[1:], weights)
                         total.add(terms[key])
-                    sums[summands] = Source(self._nothing(nodes[0].x) if total.value is None else total.value)
+                    sums[summands] = self._node(total, nodes)
                 nodes.append(sums[summands])
         return [self._exit(nodes) for nodes in variants]
 
@@ -135,9 +135,11 @@ class CellNetwork(nn.Module):
             return nodes[-1]
         return Source(torch.cat([_DenseGradient.apply(node.x) for node in nodes[self.cell.num_inputs :]], dim=1))
 
-    def _nothing(self, x: Tensor) -> Tensor:
-        """The value of a node that nothing is added to."""
-        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
+    def _node(self, total: "_Sum", nodes: Sequence[Source]) -> Source:
+        """The node with this sum, which is zeros of a node's shape where nothing was added."""
+        if total.value is not None:
+            return Source(total.value)
+        return Source(torch.zeros_like(nodes[0].x[:, :, :: self.stride, :: self.stride]))
 
 
 class _DenseGradient(torch.autograd.Function):
@@ -195,4 +197,4 @@ def drop(term: Term, probability: float) -> Term:
         return None
     x, weight = _broadcast(term)
     keep = torch.empty(x.shape[0], 1, 1, 1, device=x.device, dtype=x.dtype).bernoulli_(1 - probability)
-    return x * keep / (1 - probability) if weight is None else x * weight * keep / (1 - probability)
+    return (x if weight is None else x * weight) * keep / (1 - probability)

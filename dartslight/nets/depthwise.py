@@ -25,7 +25,6 @@ class DepthwiseConv(nn.Conv2d):
     def __init__(self, channels: int, kernel: int, stride: int, dilation: int) -> None:
         padding = dilation * (kernel // 2)
         super().__init__(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False)
-        self._half = kernel // 2
         # With this stride and dilation only pixels of even row and column are read.
         self._reads_even = stride == dilation == 2
 

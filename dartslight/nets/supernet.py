@@ -138,8 +138,9 @@ def _run_again(cell: CellNetwork, inputs: Sequence[Source], weights: Weights, co
         return out.x
 
     states = (source.x for source in inputs)
-    contexts = (contextlib.nullcontext(), repeated())
-    return Source(checkpoint(run, *states, use_reentrant=False, context_fn=lambda: contexts))
+    return Source(
+        checkpoint(run, *states, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), repeated()))
+    )
 
 
 def spread(mixing: Tensor, channels: int) -> Weights:
