@@ -123,8 +123,10 @@ class Problem:
     def product_step(self) -> None:
         """Takes both steps as `SearchModule.training_step` does, without Lightning."""
         alphas = list(self.architecture.alphas.values())
-        loss = F.cross_entropy(self.net(self.val[0], self.architecture(self.choices), self.choices), self.val[1])
-        for alpha, gradient in zip(alphas, torch.autograd.grad(loss, alphas), strict=True):
+        with self.net.constant():
+            loss = F.cross_entropy(self.net(self.val[0], self.architecture(self.choices), self.choices), self.val[1])
+            gradients = torch.autograd.grad(loss, alphas)
+        for alpha, gradient in zip(alphas, gradients, strict=True):
             alpha.grad = gradient
         self.alpha_optimizer.step()
         self.weight_optimizer.zero_grad()
@@ -159,6 +161,7 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--short", action="store_true", help="small networks; exit code 1 if a ratio is below 1.5")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--repeats", type=int, help="number of turns (default: 5, or more for small networks)")
+    parser.add_argument("--space", action="append", help="only this search space; may be repeated (default: all)")
     parser.add_argument("--threads", type=int, default=2, help="threads of a CPU (default: 2)")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

@@ -14,6 +14,8 @@ if __name__ == "__main__":
     given = arguments(__doc__)
     results = []
     for space, num_cells, channels in SHORT if given.short else FULL:
+        if given.space and space not in given.space:
+            continue
         problem = Problem(space, num_cells, channels, size=16 if given.short else 32)
         macs = 5 * problem.forward_macs()
         results.append(in_turns(problem.name, problem.textbook_step, problem.product_step, given.repeats or 5, macs))

@@ -85,11 +85,14 @@ if __name__ == "__main__":
     results = []
     full = [("nasbench201", 15, 16), *((space, 8, 16) for space in ("darts", "s1", "s2", "s3", "s4"))]
     for space, num_cells, channels in [("nasbench201", 3, 8), ("darts", 3, 8)] if given.short else full:
+        if given.space and space not in given.space:
+            continue
         problem = Problem(space, num_cells, channels, size=16 if given.short else 32)
         for label, choices in (("nothing decided", problem.choices), ("half decided", half_decided(problem))):
             for cell in problem.space.cells:
                 open_edges = choices.undecided(cell.name)
                 edge = open_edges[len(open_edges) // 2]
                 results.append(masks(problem, choices, cell.name, edge, given.repeats or 3, label))
-    results.append(whole_phase(Problem("nasbench201", 3, 8, size=16 if given.short else 32), given.repeats or 3))
+    if not given.space or "nasbench201" in given.space:
+        results.append(whole_phase(Problem("nasbench201", 3, 8, size=16 if given.short else 32), given.repeats or 3))
     show(results, given)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dartslight.nets.allocation import keep_freed_memory
-from dartslight.nets.batch_norm import BatchNorm, pixels_in_a_row
 from dartslight.nets.depthwise import DepthwiseConv
 from dartslight.nets.operations import OPERATIONS, Setting, Source
+from dartslight.nets.weighted_sum import BatchNorm, Normalised, Scaled, is_rows, value, weighted_sum
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def test_depthwise_convolution(kernel: int, dilation: int, stride: int, size: tu
 @pytest.mark.parametrize("affine", [False, True])
 def test_batch_normalisation(channels: int, affine: bool) -> None:
     x = pictures(4, channels, 6, 4)
-    assert pixels_in_a_row(x) == 8
+    assert is_rows(x)
     ours, theirs = BatchNorm(channels, affine=affine), nn.BatchNorm2d(channels, affine=affine)
     inputs = [x]
     if affine:
@@ -96,11 +96,67 @@ def test_batch_normalisation_carries_a_mixing_weight(shape: tuple[int, ...]) -> 
     assert_same_to_the_second_derivative(BatchNorm(4, affine=False)(x, weight), expected, [x, weight])
 
 
-def test_other_numbers_of_pixels_are_left_to_the_library() -> None:
-    assert pixels_in_a_row(pictures(1, 4, 3, 3)) == 1
-    assert pixels_in_a_row(pictures(2, 32, 4, 4)) == 1
-    assert pixels_in_a_row(torch.randn(2, 4, 4, 4)) == 1
-    assert pixels_in_a_row(torch.randn(2, 4, 4, 4, dtype=torch.bfloat16).to(memory_format=torch.channels_last)) == 1
+def test_a_sum_of_terms() -> None:
+    x, y, z = (pictures(2, 4, 6, 4) for _ in range(3))
+    norms = BatchNorm(4), BatchNorm(4, affine=False)
+    for p in norms[0].parameters():
+        nn.init.normal_(p)
+    weights = [torch.rand(4).requires_grad_() for _ in range(4)]
+    total = weighted_sum(
+        [
+            Scaled(x, weights[0]),
+            Normalised(y, norms[0], weights[1]),
+            z,
+            None,
+            Scaled(y, weights[2]),
+            Normalised(z, norms[1], weights[3]),
+        ]
+    )
+    assert total is not None
+    across = [w.view(1, -1, 1, 1) for w in weights]
+    expected = (
+        x * across[0]
+        + F.batch_norm(y, None, None, norms[0].weight, norms[0].bias, training=True) * across[1]
+        + z
+        + y * across[2]
+        + F.batch_norm(z, None, None, training=True) * across[3]
+    )
+    inputs = [x, y, z, *weights, norms[0].weight, norms[0].bias]
+    assert_same_to_the_second_derivative(total, expected, inputs)
+
+
+def test_a_sum_of_nothing_and_of_one() -> None:
+    x = pictures(2, 4, 6, 4)
+    assert weighted_sum([None, None]) is None
+    assert weighted_sum([None, Scaled(x, None)]) is x
+
+
+def test_a_normalisation_in_several_sums_is_followed_once() -> None:
+    x, norm, twin = pictures(2, 4, 6, 4), BatchNorm(4), nn.BatchNorm2d(4)
+    term = Normalised(x, norm, None)
+    with torch.no_grad():
+        sums = [value(term), weighted_sum([term, x])]
+        expected = twin(x)
+    for ours, theirs in zip(sums, (expected, expected + x), strict=True):
+        assert ours is not None
+        assert_same(ours, theirs)
+    assert_same(norm.running_mean, twin.running_mean)
+    assert_same(norm.running_var, twin.running_var)
+
+
+def test_another_normalisation_in_its_place_keeps_the_mixing_weight() -> None:
+    x, weight = pictures(2, 4, 6, 4), torch.rand(4)
+    expected = F.batch_norm(x, None, None, training=True) * weight.view(1, -1, 1, 1)
+    assert_same(value(Normalised(x, nn.BatchNorm2d(4), weight)), expected)
+
+
+def test_other_pictures_are_left_to_the_library() -> None:
+    assert not is_rows(pictures(1, 4, 3, 3))
+    assert not is_rows(torch.randn(2, 4, 4, 4))
+    x = torch.randn(2, 4, 4, 4, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    assert BatchNorm(4).float()(x).dtype == torch.bfloat16
+    odd = pictures(1, 4, 3, 3)
+    assert_same(BatchNorm(4)(odd), F.batch_norm(odd, None, None, training=True))
 
 
 @pytest.mark.parametrize("stride", [1, 2])

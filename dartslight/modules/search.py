@@ -12,6 +12,7 @@ shuffle.
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -128,7 +129,8 @@ class SearchModule(LightningModule):
         """Takes one architecture step on the validation batch, then one weight step on the training batch."""
         optimizers = self._start_step(batch_idx)
         if self._learns_architecture:
-            gradients = self.gradient(self._problem(batch, optimizers.weights))
+            with nullcontext() if self.gradient.moves_weights else self.supernet.constant():
+                gradients = self.gradient(self._problem(batch, optimizers.weights))
             self._assign_alpha_gradients(gradients)
             optimizers.alphas.step()
         optimizers.weights.zero_grad()

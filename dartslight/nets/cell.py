@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dartslight.nets.batch_norm import Weight
-from dartslight.nets.operations import Operation, Scaled, Setting, Source, Term, make_operation
+from dartslight.nets.operations import Operation, Setting, Source, make_operation
+from dartslight.nets.weighted_sum import Term, Weight, value, weighted_sum
 from dartslight.spaces import Cell
 
 Weights = Sequence[Sequence[Weight]]
@@ -75,14 +75,14 @@ class CellNetwork(nn.Module):
         """
         nodes = self._entrances(inputs)
         for node, edges in self._into:
-            total = _Sum()
+            terms: list[Term] = []
             for e in edges:
                 for o in self.all_columns[e] if columns is None else columns[e]:
                     term = self._term(nodes, e, o, weights)
                     if drop_path and self.training and self.operation(e, o).droppable:
                         term = drop(term, drop_path)
-                    total.add(term)
-            nodes.append(self._node(total, nodes))
+                    terms.append(term)
+            nodes.append(self._node(terms, nodes))
             assert len(nodes) == node + 1
         return self._exit(nodes)
 
@@ -104,12 +104,10 @@ class CellNetwork(nn.Module):
             for nodes, own in zip(variants, columns, strict=True):
                 summands = tuple((nodes[self.cell.edges[e].source], e, o) for e in edges for o in own[e])
                 if summands not in sums:
-                    total = _Sum()
                     for key in summands:
                         if key not in terms:
                             terms[key] = self._term(nodes, *key[1:], weights)
-                        total.add(terms[key])
-                    sums[summands] = self._node(total, nodes)
+                    sums[summands] = self._node([terms[key] for key in summands], nodes)
                 nodes.append(sums[summands])
         return [self._exit(nodes) for nodes in variants]
 
@@ -127,7 +125,7 @@ class CellNetwork(nn.Module):
         """The first nodes: the inputs with the cell's number of channels."""
         if not self.preprocess:
             return list(inputs)
-        return [Source(f(x, None)) for f, x in zip(self.preprocess, inputs, strict=True)]
+        return [Source(value(f(x, None))) for f, x in zip(self.preprocess, inputs, strict=True)]
 
     def _exit(self, nodes: Sequence[Source]) -> Source:
         """The output of a cell with these nodes."""
@@ -135,10 +133,11 @@ class CellNetwork(nn.Module):
             return nodes[-1]
         return Source(torch.cat([_DenseGradient.apply(node.x) for node in nodes[self.cell.num_inputs :]], dim=1))
 
-    def _node(self, total: "_Sum", nodes: Sequence[Source]) -> Source:
-        """The node with this sum, which is zeros of a node's shape where nothing was added."""
-        if total.value is not None:
-            return Source(total.value)
+    def _node(self, terms: Sequence[Term], nodes: Sequence[Source]) -> Source:
+        """The node with the sum of these terms, which is zeros of a node's shape where there is nothing to add."""
+        total = weighted_sum(terms)
+        if total is not None:
+            return Source(total)
         return Source(torch.zeros_like(nodes[0].x[:, :, :: self.stride, :: self.stride]))
 
 
@@ -157,35 +156,6 @@ class _DenseGradient(torch.autograd.Function):
         return gradient.contiguous(memory_format=torch.channels_last)
 
 
-class _Sum:
-    """A sum of terms, None as long as it is zero, that grows in place as soon as it has memory of its own."""
-
-    def __init__(self) -> None:
-        self.value: Tensor | None = None
-        self._is_own = False
-
-    def add(self, term: Term) -> None:
-        """Adds one term."""
-        if term is None:
-            return
-        x, weight = _broadcast(term)
-        if self.value is None:
-            self.value, self._is_own = (x, False) if weight is None else (x * weight, True)
-        elif self._is_own and x.dtype == self.value.dtype and (weight is None or weight.dtype == x.dtype):
-            self.value = self.value.add_(x) if weight is None else self.value.addcmul_(x, weight)
-        else:
-            self.value = self.value + x if weight is None else torch.addcmul(self.value, x, weight)
-            self._is_own = True
-
-
-def _broadcast(term: Tensor | Scaled) -> tuple[Tensor, Tensor | None]:
-    """The values and the weight of a term, the weight in a shape that meets the values'."""
-    if isinstance(term, Tensor):
-        return term, None
-    x, weight = term
-    return x, weight if weight is None or weight.dim() == 4 else weight.view(1, -1, 1, 1)
-
-
 def drop(term: Term, probability: float) -> Term:
     """Zeroes whole pictures at random and scales the others so that the mean stays (drop path, Larsson et al. 2017).
 
@@ -195,6 +165,6 @@ def drop(term: Term, probability: float) -> Term:
     """
     if term is None:
         return None
-    x, weight = _broadcast(term)
+    x = value(term)
     keep = torch.empty(x.shape[0], 1, 1, 1, device=x.device, dtype=x.dtype).bernoulli_(1 - probability)
-    return (x if weight is None else x * weight) * keep / (1 - probability)
+    return x * keep / (1 - probability)

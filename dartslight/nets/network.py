@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from dartslight.errors import InputError
 from dartslight.nets.allocation import keep_freed_memory
-from dartslight.nets.batch_norm import BatchNorm
 from dartslight.nets.cell import CellNetwork
 from dartslight.nets.operations import Conv, FactorizedReduce, Noise, Operation, Setting, Source
+from dartslight.nets.weighted_sum import BatchNorm, value
 from dartslight.spaces import Block, Cell, layout
 
 Stem = Literal["cifar", "imagenet"]
@@ -35,7 +35,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, source: Source) -> Source:
         """Returns the block's output."""
-        y = self.conv_b(Source(self.conv_a(source, None)), None)
+        y = value(self.conv_b(Source(value(self.conv_a(source, None))), None))
         # An odd height or width keeps its last pixels, as the strided convolution beside it does.
         return Source(y + self.shortcut(F.avg_pool2d(source.x, 2, stride=2, ceil_mode=True)))
 

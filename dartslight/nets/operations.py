@@ -9,17 +9,18 @@ Papers: DARTS (https://arxiv.org/abs/1806.09055), NAS-Bench-201 (https://arxiv.o
 weight)`` and enter it in `OPERATIONS`.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dartslight.errors import InputError
-from dartslight.nets.batch_norm import BatchNorm, Weight, normalised
 from dartslight.nets.depthwise import DepthwiseConv
+from dartslight.nets.weighted_sum import BatchNorm, Normalised, Scaled, Term, Weight, normalised, value
 
 
 class Source:
@@ -69,17 +70,6 @@ class Setting:
     normalise_pools: bool
 
 
-class Scaled(NamedTuple):
-    """The product of values and a mixing weight, which the node that adds it computes while it adds."""
-
-    x: Tensor
-    weight: Weight
-
-
-Term = Tensor | Scaled | None
-"""What an operation adds to a node; None is zero."""
-
-
 class Operation(nn.Module):
     """A candidate operation, see the module's docstring."""
 
@@ -90,7 +80,7 @@ class Operation(nn.Module):
     """Whether drop path applies to the output."""
 
     def forward(self, source: Source, weight: Weight) -> Term:
-        """Returns ``weight * op(source)``, as a product or computed, or None where that is zero."""
+        """Returns ``weight * op(source)``: computed, or as what the node's sum computes, or None where it is zero."""
         raise NotImplementedError
 
 
@@ -149,8 +139,8 @@ class _Pooled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.max_pool2d(x, 3, self.stride, padding=1) if self.kind == "max" else _average(x, self.stride)
-        normalised: Tensor = self.norm(y)
-        return normalised
+        out: Tensor = self.norm(y)
+        return out
 
 
 def _average(x: Tensor, stride: int) -> Tensor:
@@ -159,10 +149,22 @@ def _average(x: Tensor, stride: int) -> Tensor:
         return F.avg_pool2d(x, 3, stride, padding=1, count_include_pad=False)
     # Sums as a depthwise convolution, divided by the sizes of the windows: several times faster on a CPU.
     channels, height, width = x.shape[1:]
-    ones = x.new_ones(1, 1, 3, 3)
-    sums = F.conv2d(x, ones.expand(channels, 1, 3, 3), None, stride, padding=1, groups=channels)
-    sizes = F.conv2d(x.new_ones(1, 1, height, width), ones, None, stride, padding=1)
-    return sums * sizes.reciprocal()
+    kernel, shares = _window_shares(channels, height, width, stride, x.dtype)
+    return F.conv2d(x, kernel, None, stride, padding=1, groups=channels) * shares
+
+
+@functools.lru_cache(maxsize=64)
+def _window_shares(channels: int, height: int, width: int, stride: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Returns a kernel of ones, and for each window of 3x3 pixels the share that one pixel has in its mean.
+
+    The shares have all channels: a product that repeats numbers along the innermost dimension of memory takes five
+    times as long.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        ones = torch.ones(1, 1, 3, 3, dtype=dtype)
+        sizes = F.conv2d(torch.ones(1, 1, height, width, dtype=dtype), ones, None, stride, padding=1)
+        shares = sizes.reciprocal().expand(1, channels, -1, -1)
+        return ones.expand(channels, 1, 3, 3), shares.contiguous(memory_format=torch.channels_last)
 
 
 class Pool(Operation):
@@ -189,7 +191,7 @@ class Conv(Operation):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
         self.norm = BatchNorm(out_channels, affine=affine, track_running_stats=track)
 
-    def forward(self, source: Source, weight: Weight) -> Tensor:
+    def forward(self, source: Source, weight: Weight) -> Normalised:
         """Returns the weighted output."""
         return normalised(self.conv, self.norm, source.relu, weight)
 
@@ -199,17 +201,21 @@ class FactorizedReduce(Operation):
 
     def __init__(self, in_channels: int, out_channels: int, affine: bool, track: bool) -> None:
         super().__init__()
-        self.even = nn.Conv2d(in_channels, out_channels // 2, 1, stride=2, bias=False)
-        self.odd = nn.Conv2d(in_channels, out_channels - out_channels // 2, 1, stride=2, bias=False)
+        # The pixels are taken before the convolution: with a stride and fewer than 8 channels the derivative by a
+        # kernel of 1x1 writes outside its memory on a CPU (torch 2.14.1).
+        self.even = nn.Conv2d(in_channels, out_channels // 2, 1, bias=False)
+        self.odd = nn.Conv2d(in_channels, out_channels - out_channels // 2, 1, bias=False)
         self.norm = BatchNorm(out_channels, affine=affine, track_running_stats=track)
 
-    def forward(self, source: Source, weight: Weight) -> Tensor:
+    def forward(self, source: Source, weight: Weight) -> Normalised:
         """Returns the weighted output; odd heights and widths are padded by one pixel at the end."""
         x = source.relu
         height, width = x.shape[-2:]
-        shifted = F.pad(x, (0, width % 2, 0, height % 2))[:, :, 1:, 1:]
-        y: Tensor = self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1), weight)
-        return y
+        padded = F.pad(x, (0, width % 2, 0, height % 2)) if width % 2 or height % 2 else x
+        even, odd = (
+            p.contiguous(memory_format=torch.channels_last) for p in (x[:, :, ::2, ::2], padded[:, :, 1::2, 1::2])
+        )
+        return Normalised(torch.cat([self.even(even), self.odd(odd)], dim=1), self.norm, weight)
 
 
 _Stage = tuple[DepthwiseConv, nn.Conv2d, BatchNorm]
@@ -232,16 +238,14 @@ class SeparableConv(Operation):
             BatchNorm(channels, affine=setting.affine, track_running_stats=setting.track) for _ in range(repeats)
         )
 
-    def forward(self, source: Source, weight: Weight) -> Tensor:
+    def forward(self, source: Source, weight: Weight) -> Normalised:
         """Returns the weighted output."""
         y = source.relu
-        last = len(self.norm) - 1
-        stages = cast("Iterable[_Stage]", zip(self.depthwise, self.pointwise, self.norm, strict=True))
-        for i, (depthwise, pointwise, norm) in enumerate(stages):
-            y = normalised(pointwise, norm, depthwise(y), weight if i == last else None)
-            if i < last:
-                y = F.relu(y, inplace=True)
-        return y
+        *inner, last = cast("Iterable[_Stage]", zip(self.depthwise, self.pointwise, self.norm, strict=True))
+        for depthwise, pointwise, norm in inner:
+            y = F.relu(value(normalised(pointwise, norm, depthwise(y), None)), inplace=True)
+        depthwise, pointwise, norm = last
+        return normalised(pointwise, norm, depthwise(y), weight)
 
 
 def _skip(setting: Setting) -> Operation:

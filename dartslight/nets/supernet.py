@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dartslight.errors import InputError
-from dartslight.nets.batch_norm import repeated
 from dartslight.nets.cell import CellNetwork, Columns, Weights
 from dartslight.nets.network import Network, RunCell, State
 from dartslight.nets.operations import Source
+from dartslight.nets.weighted_sum import repeated
 from dartslight.spaces import Block, Choices, SearchSpace
 
 Mixing = Mapping[str, Tensor]
@@ -96,6 +96,21 @@ class Supernet(Network):
             places = [i for i, (own, _) in enumerate(variants) if own is mixing]
             logits.update(zip(places, self._mixed(start, mixing, [variants[i][1] for i in places]), strict=True))
         return [logits[i] for i in range(len(variants))]
+
+    @contextlib.contextmanager
+    def constant(self) -> Iterator[None]:
+        """While this lasts, forward and backward passes take the operation weights as constants.
+
+        A derivative by the mixing weights alone then costs no derivative by an operation weight.
+        """
+        weights = [w for w in self.parameters() if w.requires_grad]
+        for w in weights:
+            w.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for w in weights:
+                w.requires_grad_(True)
 
     def _mixed(self, start: State, mixing: Mixing, choices: Sequence[Choices | None]) -> Iterator[Tensor]:
         """Yields the logits of one mixing for each set of choices."""
