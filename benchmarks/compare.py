@@ -97,9 +97,12 @@ class Problem:
         init_channels: Channels of the first cell.
         size: Side of the pictures in pixels.
         batch: Pictures per batch.
+        track: Whether the product's normalisations keep running statistics.
     """
 
-    def __init__(self, space: str, num_cells: int, init_channels: int, size: int = 32, batch: int = 64) -> None:
+    def __init__(
+        self, space: str, num_cells: int, init_channels: int, size: int = 32, batch: int = 64, track: bool = True
+    ) -> None:
         torch.manual_seed(0)
         self.name = f"{space}, {num_cells} cells, {init_channels} channels, {batch} pictures of {size}x{size}"
         self.space = find_space(space)
@@ -108,7 +111,7 @@ class Problem:
             (torch.randn(batch, 3, size, size, device=DEVICE), torch.randint(0, 10, (batch,), device=DEVICE))
             for _ in range(2)
         )
-        self.net = Supernet(self.space, num_cells, init_channels, 10).to(DEVICE)
+        self.net = Supernet(self.space, num_cells, init_channels, 10, track).to(DEVICE)
         self.architecture = Architecture(self.space, Softmax()).to(DEVICE)
         self.weight_optimizer = SGD(self.net.parameters(), 0.025, 0.9, weight_decay=3e-4)
         self.alpha_optimizer = Adam(self.architecture.parameters(), 3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
@@ -168,7 +171,12 @@ def arguments(description: str | None) -> argparse.Namespace:
     return given
 
 
-def show(results: Sequence[Result], given: argparse.Namespace, least: float = 1.5) -> None:
+def show(
+    results: Sequence[Result],
+    given: argparse.Namespace,
+    least: float = 1.5,
+    names: tuple[str, str] = ("textbook", "product"),
+) -> None:
     """Prints results, and ends the program with code 1 if a short run has a ratio below the least."""
     where = f"{DEVICE.type}, {given.threads} threads, torch {torch.__version__}"
     if given.json:
@@ -178,7 +186,7 @@ def show(results: Sequence[Result], given: argparse.Namespace, least: float = 1.
         for r in results:
             floor = "" if r.floor is None else f", floor {r.floor:.0f} ms"
             print(
-                f"{r.name}: textbook {r.textbook:.1f} ms, product {r.product:.1f} ms, "
+                f"{r.name}: {names[0]} {r.textbook:.1f} ms, {names[1]} {r.product:.1f} ms, "
                 f"{r.ratio:.2f} x ({r.low:.2f} to {r.high:.2f}){floor}"
             )
     if given.short and any(result.ratio < least for result in results):

@@ -2,7 +2,7 @@
 
 from dartslight.nets.discrete import AuxiliaryHead, DiscreteNetwork
 from dartslight.nets.operations import OPERATIONS, Operation, Setting, Source
-from dartslight.nets.supernet import Mixing, Supernet
+from dartslight.nets.supernet import Mixing, Supernet, open_mask
 
 __all__ = [
     "OPERATIONS",
@@ -13,4 +13,5 @@ __all__ = [
     "Setting",
     "Source",
     "Supernet",
+    "open_mask",
 ]

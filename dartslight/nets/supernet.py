@@ -5,7 +5,8 @@ Masking, perturbing, freezing, sampling and deciding are all just another ``mixi
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -68,6 +69,25 @@ class Supernet(Network):
         self.space = space
         self._init_channels = init_channels
         self.checkpoint_cells = checkpoint_cells
+        self._compiled: Callable[[Tensor, Mixing], Tensor] | None = None
+
+    def capture(self, mode: str) -> None:
+        """Lets torch's compiler turn the whole network into one graph, which serves all masks and decisions.
+
+        What is open then comes in as numbers: an operation that is not has the weight 0, and is computed.
+
+        Args:
+            mode: A mode of `torch.compile`, such as ``reduce-overhead``, which replays CUDA graphs.
+        """
+
+        def whole(images: Tensor, mixing: Mixing) -> Tensor:
+            run: RunCell = lambda block, cell, inputs: cell(  # noqa: E731
+                inputs, spread(mixing[block.cell or ""], self._init_channels * block.width)
+            )
+            states = self.advance(self.start(images), range(len(self.blocks)), run)
+            return self.classify(states[1])
+
+        self._compiled = torch.compile(whole, mode=mode, dynamic=False)
 
     def forward(self, images: Tensor, mixing: Mixing, choices: Choices | None = None) -> Tensor:
         """Returns the logits, (batch, classes).
@@ -90,6 +110,8 @@ class Supernet(Network):
             images: (batch, 3, height, width).
             variants: Pairs of mixing weights and open operations as in `forward`.
         """
+        if self._compiled is not None:
+            return [self._compiled(images, _masked(mixing, choices)) for mixing, choices in variants]
         start = self.start(images)
         logits: dict[int, Tensor] = {}
         for mixing in {id(mixing): mixing for mixing, _ in variants}.values():
@@ -156,6 +178,28 @@ def _run_again(cell: CellNetwork, inputs: Sequence[Source], weights: Weights, co
     return Source(
         checkpoint(run, *states, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), repeated()))
     )
+
+
+def _masked(mixing: Mixing, choices: Choices | None) -> Mixing:
+    """Returns mixing weights that are 0 where an operation is not open."""
+    if choices is None:
+        return mixing
+    return {cell: weights * open_mask(choices, cell, weights) for cell, weights in mixing.items()}
+
+
+def open_mask(choices: Choices, cell: str, like: Tensor) -> Tensor:
+    """Returns whether each operation of a cell type is open, (edges, ops), on the device of another tensor."""
+    return _open_mask(choices, cell, like.shape[-1], like.device)
+
+
+@functools.lru_cache(maxsize=256)  # a transfer to a GPU in every step would make the processor wait for it
+def _open_mask(choices: Choices, cell: str, num_ops: int, device: torch.device) -> Tensor:
+    edges = choices.of(cell)
+    with torch.inference_mode(False):
+        mask = torch.zeros(len(edges), num_ops, dtype=torch.bool)
+        for e, columns in enumerate(edges):
+            mask[e, list(columns)] = True
+        return mask.to(device)
 
 
 def spread(mixing: Tensor, channels: int) -> Weights:

@@ -107,7 +107,7 @@ class Normalised:
 
     def by_library(self) -> Tensor:
         """Returns the value as the library computes it."""
-        with _forgetting([self]):
+        with contextlib.nullcontext() if self.again is None else _forgetting([self]):
             if isinstance(self.norm, BatchNorm):
                 return self.norm.by_library(self.x, self.weight)
             y: Tensor = self.norm(self.x)  # a normalisation that was put in its place, such as a synchronised one
@@ -131,7 +131,8 @@ def normalised(conv: nn.Conv2d, norm: nn.Module, x: Tensor, weight: Weight) -> N
         weight: The mixing weight.
     """
     y: Tensor = conv(x)
-    if conv.kernel_size != (1, 1) or not torch.is_grad_enabled():
+    # A compiler decides itself what it keeps.
+    if conv.kernel_size != (1, 1) or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return Normalised(y, norm, weight)
     kernel, stride, autocast = conv.weight, conv.stride, torch.is_autocast_enabled(x.device.type)
 
@@ -194,6 +195,7 @@ def is_rows(x: Tensor) -> bool:
     """Returns whether pictures lie in memory as rows of 8 pixels that follow each other."""
     return (
         x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
         and x.numel() % (_PIXELS * x.shape[1]) == 0
         and x.is_contiguous(memory_format=torch.channels_last)
     )

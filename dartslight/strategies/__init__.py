@@ -1,6 +1,6 @@
 """Search strategies: a relaxation turns architecture parameters into mixing weights, a gradient teaches them."""
 
-from dartslight.strategies.architecture import Architecture, detached, open_mask
+from dartslight.strategies.architecture import Architecture, detached
 from dartslight.strategies.gradients import ArchitectureGradient, Bilevel, FiniteDifference, FirstOrder, Fixed, Unrolled
 from dartslight.strategies.relaxations import Relaxation, Softmax
 
@@ -15,5 +15,4 @@ __all__ = [
     "Softmax",
     "Unrolled",
     "detached",
-    "open_mask",
 ]

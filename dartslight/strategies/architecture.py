@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dartslight.nets import Mixing
+from dartslight.nets import Mixing, open_mask
 from dartslight.spaces import Choices, SearchSpace
 from dartslight.strategies.relaxations import Relaxation
 
@@ -44,15 +44,6 @@ class Architecture(nn.Module):
             undecided = is_open.sum(dim=-1, keepdim=True) > 1
             mixing[cell] = torch.where(undecided, self.relaxation(alpha, is_open), is_open.to(alpha.dtype))
         return mixing
-
-
-def open_mask(choices: Choices, cell: str, like: Tensor) -> Tensor:
-    """Returns whether each operation of a cell type is open, (edges, ops), on the device of another tensor."""
-    edges = choices.of(cell)
-    mask = torch.zeros(len(edges), like.shape[-1], dtype=torch.bool)
-    for e, columns in enumerate(edges):
-        mask[e, list(columns)] = True
-    return mask.to(like.device)
 
 
 def detached(mixing: Mixing) -> dict[str, Tensor]:

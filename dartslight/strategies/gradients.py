@@ -115,9 +115,8 @@ class FiniteDifference(ArchitectureGradient):
         gradients = torch.autograd.grad(loss, [*stepped, *alphas], materialize_grads=True)
         direction, direct = gradients[: len(stepped)], gradients[len(stepped) :]
         norm = torch.sqrt(torch.stack([d.square().sum() for d in direction]).sum())
-        if not norm > 0:
-            return direct
-        eps = self.radius / norm
+        # Without a direction both sides are equal, whatever eps is; a GPU is not asked whether it is so.
+        eps = self.radius / norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
 
         def slope(sign: float) -> tuple[Tensor, ...]:
             moved = [w.detach() + sign * eps * d for w, d in zip(problem.weights, direction, strict=True)]
