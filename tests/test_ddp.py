@@ -1,4 +1,4 @@
-"""Two processes that train and decide one supernet."""
+"""Several processes that train and decide one supernet."""
 
 import os
 import subprocess
@@ -9,10 +9,13 @@ import pytest
 import torch
 from test_command_line import QUICK, decisions
 
+from dartslight.cli import main
+
 TESTS = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
 
 
-def fit(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def fit(root: Path, processes: int, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
             sys.executable,
@@ -22,8 +25,8 @@ def fit(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
             *QUICK,
             f"--trainer.default_root_dir={root / 'runs'}",
             "--trainer.accelerator=cpu",
-            "--trainer.devices=2",
-            "--data.batch_size=32",
+            f"--trainer.devices={processes}",
+            f"--data.batch_size={64 // processes}",
             "--trainer.callbacks=ddp_probe.Probe",
             f"--trainer.callbacks.folder={root}",
             *words,
@@ -32,26 +35,65 @@ def fit(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
         timeout=300,
-        env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT,
     )
 
 
 @pytest.mark.ddp
 @pytest.mark.parametrize(
-    "gradient",
-    ["FirstOrder", "Unrolled", "FiniteDifference", "Fixed"],
-    ids=["first", "unrolled", "difference", "fixed"],
+    ("processes", "gradient"),
+    [(2, "FirstOrder"), (2, "Unrolled"), (2, "FiniteDifference"), (2, "Fixed"), (4, "FirstOrder")],
 )
-def test_two_processes_hold_the_same_and_decide_the_same(tmp_path: Path, gradient: str) -> None:
-    done = fit(tmp_path, f"--model.gradient=dartslight.strategies.{gradient}", "--model.track_statistics=true")
+def test_all_processes_hold_the_same_and_decide_the_same(tmp_path: Path, processes: int, gradient: str) -> None:
+    words = [f"--model.gradient=dartslight.strategies.{gradient}", "--model.track_statistics=true"]
+    done = fit(tmp_path, processes, *words)
     assert done.returncode == 0, done.stderr[-3000:]
-    a, b = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
-    assert all(torch.equal(a["alphas"][k], b["alphas"][k]) for k in a["alphas"])
-    assert all(torch.equal(a["weights"][k], b["weights"][k]) for k in a["weights"])
-    assert a["choices"] == b["choices"]
-    assert a["labels"] != b["labels"]
+    a, *others = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(processes))
+    for b in others:
+        assert all(torch.equal(a["alphas"][k], b["alphas"][k]) for k in a["alphas"])
+        assert all(torch.equal(a["weights"][k], b["weights"][k]) for k in a["weights"])
+        assert a["choices"] == b["choices"]
+        assert a["labels"] != b["labels"]
     assert a["steps"] == len(a["labels"]) == 14
     folders = list((tmp_path / "runs").iterdir())
     assert [folder.name for folder in folders] == ["version_0"]
     assert len({row["decision"] for row in decisions(folders[0])}) == 6
     assert done.stdout.count("Run folder:") == 1
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("gradient", ["FirstOrder", "Unrolled", "FiniteDifference", "Fixed"])
+def test_two_processes_compute_what_one_does(tmp_path: Path, gradient: str) -> None:
+    for processes in (1, 2):
+        command = [sys.executable, str(TESTS / "ddp_equal.py"), str(tmp_path), str(processes), gradient]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=ENVIRONMENT)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, a, b = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1_0", "2_0", "2_1"))
+    for name, alone in one.items():
+        assert torch.equal(a[name], b[name])
+        torch.testing.assert_close(a[name], alone, rtol=1e-9, atol=1e-11)
+    if gradient != "Fixed":
+        assert one["architecture.alphas.cell"].abs().max() > 0.03  # it has learned
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("racing", ["null", "0.8"])
+def test_devices_divide_the_pictures_of_a_decision(tmp_path: Path, racing: str) -> None:
+    assert main(["fit", *QUICK, "--data.max_pictures=512", f"--trainer.default_root_dir={tmp_path / 'runs'}"]) == 0
+    supernet = tmp_path / "runs" / "version_0" / "checkpoints" / "search.ckpt"
+    seen = tmp_path / "seen"
+    rows = []
+    for processes in (1, 2, 3):
+        root = tmp_path / f"on_{processes}"
+        command = [sys.executable, "-m", "dartslight", "select", "--supernet", str(supernet), "--data.batch_size=16"]
+        command += ["--selection=dartslight.selection.Perturbation", "--selection.interval=0"]
+        command += [f"--selection.racing={racing}", "--trainer.accelerator=cpu", f"--trainer.devices={processes}"]
+        command += ["--trainer.callbacks=ddp_probe.Measured", f"--trainer.callbacks.folder={seen}"]
+        command += [f"--trainer.default_root_dir={root}", "--trainer.enable_progress_bar=false"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=ENVIRONMENT)
+        assert done.returncode == 0, done.stderr[-3000:]
+        rows.append(decisions(root / "version_0"))
+        counts = [int((seen / f"{processes}_{rank}.txt").read_text()) for rank in range(processes)]
+        assert max(counts) <= min(counts) + 6 * 5  # at most one more batch for each decision, of 5 variants each
+    assert rows[0] == rows[1] == rows[2]
+    assert rows[0]

@@ -8,7 +8,7 @@ import torch
 
 from dartslight.errors import InputError
 from dartslight.genotype import Genotype
-from dartslight.selection import Evaluation, Magnitude, Measurement, Perturbation, Random, Rule, Variant
+from dartslight.selection import Evaluation, Magnitude, Measurement, Perturbation, Race, Random, Rule, Variant
 from dartslight.selection.record import COLUMNS, decisions_csv, in_words, record
 from dartslight.spaces import SPACES, Choices, SearchSpace
 from dartslight.strategies import Architecture, Softmax
@@ -35,7 +35,9 @@ class Given:
     def mixing(self, choices: Choices) -> dict[str, torch.Tensor]:
         return {cell: weights.detach() for cell, weights in self.architecture(choices).items()}
 
-    def measure(self, variants: Sequence[Variant], evaluation: Evaluation) -> list[Measurement]:
+    def measure(
+        self, variants: Sequence[Variant], evaluation: Evaluation, race: Race | None = None
+    ) -> list[Measurement]:
         self.passes += sum(v.label != "nothing removed" for v in variants)
         self.variants += variants
         self.evaluations.append(evaluation)

@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 from tqdm import tqdm
 
+from dartslight.data import EvaluationBatches
 from dartslight.errors import InputError
 from dartslight.modules import SearchModule
 from dartslight.nets import Mixing
@@ -56,39 +57,68 @@ class LiveSupernet:
     def measure(
         self, variants: Sequence[Variant], evaluation: Evaluation, race: Race | None = None
     ) -> list[Measurement]:
-        """Measures all variants on the same pictures in one pass; in a race those that have left it no further."""
+        """Measures all variants on the same pictures in one pass; in a race those that have left it no further.
+
+        Every device measures its share of the batches; the result is that of one device, to the bit where batch
+        normalisation does not carry anything from batch to batch.
+        """
         if evaluation.statistics == "running" and not self.module.track_statistics:
             raise InputError(
                 "eval_bn is 'running', but the supernet keeps no running statistics; pass "
                 "--model.track_statistics true to the search, or use 'batch_frozen'."
             )
         self._share_statistics()
-        batches = cast("Any", self.trainer).datamodule.selection_batches(
+        batches: EvaluationBatches = cast("Any", self.trainer).datamodule.selection_batches(
             augmented=evaluation.augmented, seed=evaluation.seed, limit=evaluation.batches
         )
-        supernet = self.module.supernet
-        runs = [(v.mixing, v.choices) for v in variants]
-        losses: list[list[torch.Tensor]] = [[] for _ in variants]
-        corrects: list[list[torch.Tensor]] = [[] for _ in variants]
-        left = list(range(len(variants)))
-        with _statistics(supernet, evaluation.statistics), self.trainer.precision_plugin.forward_context():
-            for b, raw in enumerate(self._progress(batches, variants)):
-                batch = self.trainer.strategy.batch_to_device(raw)
-                torch.manual_seed(derived_seed(evaluation.seed, _MEASURE, b))
-                for i, logits in zip(left, supernet.forward_each(batch.images, [runs[i] for i in left]), strict=True):
-                    losses[i].append(F.cross_entropy(logits.double(), batch.labels, reduction="none"))
-                    corrects[i].append((logits.argmax(dim=1) == batch.labels).double())
-                if race is not None:
-                    values = [torch.cat(m) for m in (losses if evaluation.criterion == "loss" else corrects)]
-                    racing = [i for i in left if i in race.entrants]
-                    gone = set(racing) - set(race.survivors(values, racing, b + 1, len(batches)))
-                    left = [i for i in left if i not in gone]
-                    if len(racing) - len(gone) == 1:
-                        break
-        return [
-            Measurement(torch.cat(loss).cpu(), torch.cat(correct).cpu(), len(loss))
-            for loss, correct in zip(losses, corrects, strict=True)
-        ]
+        device = self.trainer.strategy.root_device
+        shape = (2, len(variants), batches.place(len(batches) - 1).stop)
+        table = torch.zeros(shape, dtype=torch.float64, device=device)  # loss and correctness of every picture
+        counts, left, done = [len(batches)] * len(variants), list(range(len(variants))), 0
+        with self._ready(evaluation.statistics), self._bar(batches, variants) as bar:
+            for stop in [*(race.looks(len(batches)) if race else []), len(batches)]:
+                for b in range(done, stop):
+                    if b % self.trainer.world_size == self.trainer.global_rank:
+                        table[:, left, batches.place(b)] = self._values(
+                            [variants[i] for i in left], batches, b, seed=evaluation.seed
+                        )
+                    bar.update()
+                done = stop
+                if race is None or stop == len(batches):
+                    continue
+                values = self._of_all_devices(table[:, :, : batches.place(stop - 1).stop])
+                racing = [i for i in left if i in race.entrants]
+                stay = race.survivors(list(values[0 if race.criterion == "loss" else 1]), racing, len(batches))
+                for i in set(racing) - set(stay):
+                    counts[i] = stop
+                left = [i for i in left if counts[i] > stop]
+                if len(stay) == 1:
+                    counts = [min(count, stop) for count in counts]
+                    break
+        loss, correct = self._of_all_devices(table).cpu()
+        ends = [batches.place(count - 1).stop for count in counts]
+        return [Measurement(loss[i, :end], correct[i, :end], counts[i]) for i, end in enumerate(ends)]
+
+    def _values(self, variants: Sequence[Variant], batches: EvaluationBatches, b: int, seed: int) -> torch.Tensor:
+        """Returns loss and correctness of every picture of a batch in every variant, (2, variants, pictures)."""
+        batch = self.trainer.strategy.batch_to_device(batches.batch(b))
+        torch.manual_seed(derived_seed(seed, _MEASURE, b))
+        logits = torch.stack(self.module.supernet.forward_each(batch.images, [(v.mixing, v.choices) for v in variants]))
+        labels = batch.labels.expand(len(variants), -1)
+        losses = F.cross_entropy(logits.double().flatten(0, 1), labels.flatten(), reduction="none")
+        return torch.stack([losses.view_as(labels), (logits.argmax(dim=2) == labels).double()])
+
+    def _of_all_devices(self, table: torch.Tensor) -> torch.Tensor:
+        """Fills in what other devices have measured; every place has been filled by one, and is 0 on the others."""
+        summed: torch.Tensor = self.trainer.strategy.reduce(table.clone(), reduce_op="sum")
+        return summed
+
+    @contextlib.contextmanager
+    def _ready(self, statistics: str) -> Iterator[None]:
+        """Prepares the supernet: in full precision, since rounding to 8 or 11 bits can turn a decision."""
+        device, context = self.trainer.strategy.root_device.type, self.trainer.precision_plugin.forward_context()
+        with _statistics(self.module.supernet, statistics), context, torch.autocast(device, enabled=False):
+            yield
 
     def _share_statistics(self) -> None:
         """Gives all devices the mean of their running statistics, so that they measure the same network."""
@@ -97,14 +127,14 @@ class LiveSupernet:
                 if buffer.dtype.is_floating_point:
                     buffer.copy_(self.trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))
 
-    def _progress(self, batches: Any, variants: Sequence[Variant]) -> Any:
+    def _bar(self, batches: EvaluationBatches, variants: Sequence[Variant]) -> Any:
         """Shows a bar where the trainer shows one."""
         bar: Any = self.trainer.progress_bar_callback
         shown = bar is not None and bar.is_enabled and self.trainer.is_global_zero
         names = ", ".join(v.label.partition(" without ")[2] for v in variants if " without " in v.label)
         what = variants[-1].label.partition(" without ")[0]
         return tqdm(
-            batches,
+            total=len(batches),
             desc=f"{self.title}: {what} without {names}",
             disable=not shown,
             leave=False,

@@ -9,6 +9,16 @@ from dartslight.data.datasets import CIFAR10, CIFAR100, SVHN, Digits
 from dartslight.data.folder import ImageFolder
 from dartslight.data.module import ImageData
 from dartslight.data.pictures import Pictures
-from dartslight.data.sampling import Batch
+from dartslight.data.sampling import Batch, EvaluationBatches
 
-__all__ = ["CIFAR10", "CIFAR100", "SVHN", "Batch", "Digits", "ImageData", "ImageFolder", "Pictures"]
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "SVHN",
+    "Batch",
+    "Digits",
+    "EvaluationBatches",
+    "ImageData",
+    "ImageFolder",
+    "Pictures",
+]

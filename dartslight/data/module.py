@@ -189,7 +189,7 @@ class ImageData(LightningDataModule, ABC):
     ) -> EvaluationBatches:
         """Returns the validation half in an order of its own, for scoring candidates.
 
-        Every device gets the same batches, so that all of them measure the same.
+        Every device gets all of them, so that they can divide the batches among themselves.
 
         Args:
             augmented: Whether the pictures are augmented like training pictures.

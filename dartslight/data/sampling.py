@@ -201,8 +201,14 @@ class EvaluationBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         """Gives out the batches."""
-        for b in range(len(self)):
-            end = None if b + 1 == self._all else (b + 1) * self.batch_size
-            mine = self.mine[b * self.batch_size : end]
-            seed = UNCHANGED if self.seed is None else derived_seed(self.seed, _EVALUATE, b, self.rank)
-            yield Batch(self.pictures.images[mine], self.pictures.labels[mine], seed)
+        return map(self.batch, range(len(self)))
+
+    def place(self, b: int) -> slice:
+        """Returns which of this device's pictures make a batch."""
+        return slice(b * self.batch_size, len(self.mine) if b + 1 == self._all else (b + 1) * self.batch_size)
+
+    def batch(self, b: int) -> Batch:
+        """Returns one batch."""
+        mine = self.mine[self.place(b)]
+        seed = UNCHANGED if self.seed is None else derived_seed(self.seed, _EVALUATE, b, self.rank)
+        return Batch(self.pictures.images[mine], self.pictures.labels[mine], seed)

@@ -34,8 +34,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = "it holds more than tensors and plain values" if _is_foreign(error) else "it is damaged"
+        others = sorted((p for p in path.parent.glob("*.ckpt") if p != path), key=lambda p: -p.stat().st_mtime)
+        advice = f"the newest other one there is {others[0].name}" if others else "there is no other one in its folder"
         raise InputError(
-            f"The checkpoint {str(path)!r} cannot be loaded ({reason}); give one that dartslight has written whole."
+            f"The checkpoint {str(path)!r} cannot be loaded ({reason}); give one that dartslight has written whole: "
+            f"{advice}."
         ) from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(HEADER), dict):
         raise InputError(

@@ -22,6 +22,7 @@ from dartslight.data import Batch
 from dartslight.errors import InputError, check_least
 from dartslight.genotype import Genotype
 from dartslight.modules.checkpoint import HEADER, check_header
+from dartslight.modules.finite import FiniteWatch
 from dartslight.nets import DiscreteNetwork
 from dartslight.nets.network import Stem
 from dartslight.seeding import derived_seed, run_seed
@@ -81,6 +82,7 @@ class RetrainModule(LightningModule):
         self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
         self.clip_norm, self.drop_path, self.auxiliary_weight = clip_norm, drop_path, auxiliary_weight
         self.label_smoothing = label_smoothing
+        self.finite = FiniteWatch()
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> Tensor:
         """Returns the loss on a training batch, with the auxiliary head's share."""
@@ -88,6 +90,7 @@ class RetrainModule(LightningModule):
         logits, auxiliary = self.network(images, self.drop_path * self._progress())
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         accuracy = (logits.argmax(dim=1) == labels).float().mean()
+        self.finite.note("loss", self.global_step, loss)
         values = {"train/loss": loss.detach(), "train/accuracy": accuracy}
         self.log_dict(values, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(labels))
         if auxiliary is not None:
@@ -131,7 +134,13 @@ class RetrainModule(LightningModule):
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clips all gradients together, whatever the trainer says."""
-        self.clip_gradients(optimizer, self.clip_norm, "norm")
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            self.finite.note("gradient", self.global_step, norm)
+
+    def on_train_epoch_end(self) -> None:
+        """Stops a run that has diverged."""
+        self.finite.check()
 
     def configure_model(self) -> None:
         """Builds the network for the data at hand."""
@@ -154,7 +163,12 @@ class RetrainModule(LightningModule):
         return SGD(self.network.parameters(), self.learning_rate, self.momentum, weight_decay=self.weight_decay)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what the checkpoint is of."""
+        """Adds what the checkpoint is of.
+
+        Raises:
+            InputError: If the run has diverged.
+        """
+        self.finite.check()
         checkpoint[HEADER] = {**checkpoint.get(HEADER, {}), **self._header(), "seed": run_seed()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

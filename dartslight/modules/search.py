@@ -11,8 +11,8 @@ shuffle.
 """
 
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -26,6 +26,7 @@ from torch.optim import SGD, Adam, Optimizer
 from dartslight.data import Batch
 from dartslight.errors import InputError, check_least
 from dartslight.modules.checkpoint import HEADER, check_header
+from dartslight.modules.finite import FiniteWatch
 from dartslight.nets import Supernet
 from dartslight.seeding import derived_seed, run_seed
 from dartslight.selection import Tuning
@@ -132,6 +133,7 @@ class SearchModule(LightningModule):
         self.alpha_learning_rate, self.alpha_weight_decay = alpha_learning_rate, alpha_weight_decay
         self.alpha_init_std, self.alpha_warmup_epochs = alpha_init_std, alpha_warmup_epochs
         self.choices = Choices.everything(self.space)
+        self.finite = FiniteWatch()
         self.search_epochs: int | None = None
         self.tuning, self.tuning_epochs = Tuning(), 0
 
@@ -141,7 +143,7 @@ class SearchModule(LightningModule):
         """Takes one architecture step on the validation batch, then one weight step on the training batch."""
         optimizers = self._start_step(batch_idx)
         if self._learns_architecture:
-            with nullcontext() if self.gradient.moves_weights else self.supernet.constant():
+            with self._passes():
                 gradients = self.gradient(self._problem(batch, optimizers.weights))
             self._assign_alpha_gradients(gradients)
             optimizers.alphas.step()
@@ -194,6 +196,14 @@ class SearchModule(LightningModule):
         optimizers.alphas._on_before_step = optimizers.alphas._on_after_step = _nothing
         return optimizers
 
+    @contextmanager
+    def _passes(self) -> Iterator[None]:
+        """Prepares the passes of the architecture gradient."""
+        weights = nullcontext() if self.gradient.moves_weights else self.supernet.constant()
+        full = torch.autocast(self.device.type, enabled=False) if self.gradient.full_precision else nullcontext()
+        with weights, full:
+            yield
+
     def _problem(self, batch: dict[str, Batch], weight_optimizer: LightningOptimizer) -> Bilevel:
         """States the two-level problem of this step for the architecture gradient."""
         names, weights = zip(*self.supernet.named_parameters(), strict=True)
@@ -223,21 +233,47 @@ class SearchModule(LightningModule):
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             momentum_buffers=[states[w].get("momentum_buffer") if w in states else None for w in weights],
+            average=self._average,
+            loss_scale=1.0 if self._scaler is None else self._scaler.scale(torch.ones((), device=self.device)),
         )
 
     def _assign_alpha_gradients(self, gradients: Sequence[Tensor]) -> None:
         """Gives the architecture parameters their gradient, averaged over all devices, where the optimizer looks."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        for alpha, gradient in zip(self.architecture.alphas.values(), gradients, strict=True):
-            mean = self.trainer.strategy.reduce(gradient, reduce_op="mean")
-            alpha.grad = mean if scaler is None else scaler.scale(mean)
+        for alpha, mean in zip(self.architecture.alphas.values(), self._average(gradients), strict=True):
+            alpha.grad = mean if self._scaler is None else self._scaler.scale(mean)
+            if self._scaler is None:
+                self.finite.note("architecture gradient", self.global_step, mean)
+
+    def _average(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Returns the means of tensors over all devices, in one message."""
+        if self.trainer.world_size == 1:
+            return tensors
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        mean = cast("Tensor", self.trainer.strategy.reduce(flat, reduce_op="mean"))
+        return [
+            m.view_as(t)
+            for m, t in zip(torch.split_with_sizes(mean, [t.numel() for t in tensors]), tensors, strict=True)
+        ]
+
+    @property
+    def _scaler(self) -> Any:
+        """What scales losses and gradients where numbers have 16 bits, or None."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clips the weight gradients; here they are unscaled in every precision."""
         if optimizer is cast("list[Optimizer]", self.optimizers(use_pl_optimizer=False))[0]:
-            torch.nn.utils.clip_grad_norm_(self.supernet.parameters(), self.clip_norm)
+            norm = torch.nn.utils.clip_grad_norm_(self.supernet.parameters(), self.clip_norm)
+            if self._scaler is None:  # a scaler looks for infinities itself, and leaves such steps out
+                self.finite.note("weight gradient", self.global_step, norm)
+
+    def on_train_epoch_end(self) -> None:
+        """Stops a run that has diverged."""
+        self.finite.check()
 
     def _log(self, part: str, loss: Tensor, logits: Tensor, batch: Batch) -> None:
+        if part == "train":
+            self.finite.note("loss", self.global_step, loss)
         values = {
             f"{part}/loss": loss.detach(),
             f"{part}/accuracy": (logits.argmax(dim=1) == batch.labels).float().mean(),
@@ -291,7 +327,12 @@ class SearchModule(LightningModule):
             self.search_epochs = self.trainer.max_epochs
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what the checkpoint is of, and what has been decided."""
+        """Adds what the checkpoint is of, and what has been decided.
+
+        Raises:
+            InputError: If the run has diverged.
+        """
+        self.finite.check()
         checkpoint[HEADER] = {
             **checkpoint.get(HEADER, {}),
             **self._header(),

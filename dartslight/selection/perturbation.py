@@ -28,10 +28,9 @@ import torch
 
 from dartslight.errors import InputError
 from dartslight.nets import Mixing
-from dartslight.selection.racing import Race
+from dartslight.selection.racing import Criterion, Race
 from dartslight.selection.rule import (
     Candidate,
-    Criterion,
     Decision,
     Evaluation,
     Measurement,
@@ -302,11 +301,10 @@ class _Question:
             # Every candidate gets a pass of its own over pictures in another order, as in the published code.
             return None, [self.supernet.measure([v], self._evaluation(seed + i))[0] for i, v in enumerate(variants)]
         whole = Variant(mixing, choices, "nothing removed")
-        if self.rule.racing is None or len(variants) < 2:
-            base, *measured = self.supernet.measure([whole, *variants], self._evaluation(seed))
-        else:
-            race = Race(self.rule.racing, sign, tuple(range(1, len(variants) + 1)))
-            base, *measured = self.supernet.measure([whole, *variants], self._evaluation(seed), race)
+        race = None
+        if self.rule.racing is not None and len(variants) > 1:
+            race = Race(self.rule.racing, sign, tuple(range(1, len(variants) + 1)), self.settings.criterion)
+        base, *measured = self.supernet.measure([whole, *variants], self._evaluation(seed), race)
         return self._score(base), measured
 
     def _without(self, removed: Sequence[_Entry], choices: Choices, mixing: Mixing, label: str) -> Variant:
@@ -321,7 +319,7 @@ class _Question:
 
     def _evaluation(self, seed: int) -> Evaluation:
         s = self.settings
-        return Evaluation(s.eval_transform == "train", self.rule.eval_batches, s.eval_bn, seed, s.criterion)
+        return Evaluation(s.eval_transform == "train", self.rule.eval_batches, s.eval_bn, seed)
 
     def _score(self, measurement: Measurement) -> float:
         score = float(measurement.values(self.settings.criterion).mean())

@@ -8,8 +8,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Literal
 
 from torch import Tensor
+
+Criterion = Literal["loss", "accuracy"]
+"""What variants are compared by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,24 +28,30 @@ class Race:
         confidence: Probability with which the winner is the one that a full evaluation would give, from 0.5 to 1.
         sign: 1 where the largest mean wins, -1 where the smallest does.
         entrants: Indices of the variants that race; others are measured as long as the race goes on.
+        criterion: What they are compared by.
     """
 
     confidence: float
     sign: float
     entrants: tuple[int, ...]
+    criterion: Criterion = "loss"
 
-    def survivors(self, values: Sequence[Tensor], left: Sequence[int], batches: int, total: int) -> tuple[int, ...]:
-        """Returns which of the candidates left stay in the race.
+    @staticmethod
+    def looks(total: int) -> list[int]:
+        """Returns the numbers of batches after which there is a look, for a full evaluation of so many."""
+        return [2**i for i in range(1, total.bit_length()) if 2**i < total]
+
+    def survivors(self, values: Sequence[Tensor], left: Sequence[int], total: int) -> tuple[int, ...]:
+        """Returns which of the candidates left stay in the race at a look.
 
         Args:
-            values: The values of every variant, (pictures,) each, of equally many pictures for those left.
-            left: The candidates that have been measured on all pictures so far.
-            batches: Number of batches so far.
+            values: The values of every variant so far, (pictures,) each.
+            left: The candidates that have been measured on all these pictures.
             total: Number of batches of a full evaluation.
         """
-        if batches < 2 or batches & (batches - 1) or len(left) < 2:
+        if len(left) < 2:
             return tuple(left)
-        looks = max(1, int(math.log2(total)))
+        looks = max(1, len(self.looks(total)))
         level = (1 - self.confidence) / (looks * (len(self.entrants) - 1))
         bound = NormalDist().inv_cdf(1 - level)
         leader = max(left, key=lambda i: self.sign * float(values[i].mean()))

@@ -8,11 +8,8 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from dartslight.nets import Mixing
-from dartslight.selection.racing import Race
+from dartslight.selection.racing import Criterion, Race
 from dartslight.spaces import Choices, SearchSpace
-
-Criterion = Literal["loss", "accuracy"]
-"""What variants are compared by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +125,12 @@ class Evaluation:
         statistics: Batch normalisation by the ``running`` statistics, by those of each batch (``batch_frozen``), or
             by those of each batch with the running ones following (``batch_update``, published).
         seed: Seeds the order of the pictures, the augmentation, and whatever is random in the network.
-        criterion: What a race goes by.
     """
 
     augmented: bool
     batches: int | None
     statistics: Literal["batch_update", "batch_frozen", "running"]
     seed: int
-    criterion: Criterion = "loss"
 
 
 @dataclass(frozen=True, slots=True)

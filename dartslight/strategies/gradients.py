@@ -5,7 +5,8 @@ https://arxiv.org/abs/1806.09055, section 2.3) replaces w* by the present weight
 one virtual step of the weight optimizer (second order, "unrolled").
 
 Every gradient here comes from ``torch.autograd.grad``: no ``.grad`` is touched, and the operation weights stay as they
-are.
+are. On several devices the inner step and the direction of the second-order term are averaged over them, so that the
+mean of the devices' gradients is the gradient of the mean loss.
 """
 
 from abc import ABC, abstractmethod
@@ -32,6 +33,8 @@ class Bilevel:
         momentum: Momentum of the weight optimizer.
         weight_decay: Weight decay of the weight optimizer.
         momentum_buffers: The optimizer's momentum buffer of each weight, None where it has none yet.
+        average: Returns the means of tensors over all devices.
+        loss_scale: What a loss is multiplied by while it is differentiated, so that 16-bit numbers do not vanish.
     """
 
     train_loss: Loss
@@ -42,6 +45,13 @@ class Bilevel:
     momentum: float
     weight_decay: float
     momentum_buffers: Sequence[Tensor | None]
+    average: Callable[[Sequence[Tensor]], Sequence[Tensor]] = list
+    loss_scale: Tensor | float = 1.0
+
+    def gradient(self, loss: Tensor, inputs: Sequence[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
+        """Returns the derivatives of a loss on this device by some inputs, 0 where it does not depend on one."""
+        found = torch.autograd.grad(loss * self.loss_scale, inputs, create_graph=create_graph, materialize_grads=True)
+        return tuple(g / self.loss_scale for g in found)
 
 
 class ArchitectureGradient(ABC):
@@ -53,9 +63,12 @@ class ArchitectureGradient(ABC):
     moves_weights = False
     """Whether the losses are asked for at other weights than the network's own."""
 
+    full_precision = False
+    """Whether it must be computed in the precision of the weights, because rounding would drown it."""
+
     @abstractmethod
     def __call__(self, problem: Bilevel) -> tuple[Tensor, ...]:
-        """Returns one gradient for each architecture parameter of the problem."""
+        """Returns one gradient for each architecture parameter of the problem, on this device's part of the batches."""
 
 
 class Fixed(ArchitectureGradient):
@@ -73,69 +86,76 @@ class FirstOrder(ArchitectureGradient):
 
     def __call__(self, problem: Bilevel) -> tuple[Tensor, ...]:
         """Returns d L_val(w, alpha) / d alpha."""
-        return torch.autograd.grad(problem.val_loss(None, problem.alphas), problem.alphas, materialize_grads=True)
+        return problem.gradient(problem.val_loss(None, problem.alphas), problem.alphas)
 
 
-class Unrolled(ArchitectureGradient):
-    """The exact gradient through one virtual weight step, by differentiating twice.
+class SecondOrder(ArchitectureGradient):
+    """The gradient through one virtual weight step, w' = w - lr * (dL_train/dw + weight_decay * w + momentum * buffer).
 
-    The step is w' = w - lr * (dL_train/dw + weight_decay * w + momentum * buffer), as in the published code. The
-    forward passes of the virtual step leave the running statistics alone; the published code lets them move.
+    With v = d L_val(w', alpha) / d w' it is d L_val(w', alpha) / d alpha - lr * d (dL_train(w, alpha)/dw . v) / d alpha
+    (DARTS, equation 7); how the last term is computed is left to the kinds. The passes of the virtual step leave the
+    running statistics alone; the published code lets them move.
     """
 
     moves_weights = True
 
     def __call__(self, problem: Bilevel) -> tuple[Tensor, ...]:
-        """Returns d L_val(w'(alpha), alpha) / d alpha."""
-        stepped = _virtual_step(problem, create_graph=True)
-        return torch.autograd.grad(problem.val_loss(stepped, problem.alphas), problem.alphas, materialize_grads=True)
+        """Returns the gradient."""
+        stepped = self._virtual_step(problem)
+        gradients = problem.gradient(problem.val_loss(stepped, problem.alphas), [*stepped, *problem.alphas])
+        direction, direct = problem.average(gradients[: len(stepped)]), gradients[len(stepped) :]
+        implicit = self._implicit(problem, direction)
+        return tuple(g - problem.learning_rate * h for g, h in zip(direct, implicit, strict=True))
+
+    def _virtual_step(self, problem: Bilevel) -> list[Tensor]:
+        """Returns the weights after one step of the weight optimizer on the training batch, without clipping."""
+        loss = problem.train_loss(problem.weights, problem.alphas)
+        gradients = problem.average(problem.gradient(loss, problem.weights))
+        stepped = []
+        for w, gradient, buffer in zip(problem.weights, gradients, problem.momentum_buffers, strict=True):
+            step = gradient + problem.weight_decay * w.detach()
+            if buffer is not None:
+                step = step + problem.momentum * buffer
+            stepped.append((w.detach() - problem.learning_rate * step).requires_grad_())
+        return stepped
+
+    @abstractmethod
+    def _implicit(self, problem: Bilevel, direction: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Returns d (dL_train(w, alpha)/dw . direction) / d alpha."""
 
 
-class FiniteDifference(ArchitectureGradient):
+class Unrolled(SecondOrder):
+    """The exact gradient through one virtual weight step, by differentiating twice."""
+
+    def _implicit(self, problem: Bilevel, direction: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        loss = problem.train_loss(problem.weights, problem.alphas)
+        slopes = problem.gradient(loss, problem.weights, create_graph=True)
+        product = torch.stack([(g * d).sum() for g, d in zip(slopes, direction, strict=True)]).sum()
+        return problem.gradient(product, problem.alphas)
+
+
+class FiniteDifference(SecondOrder):
     """The gradient through one virtual weight step, its second-order term by a central finite difference.
 
-    g = d L_val(w', alpha) / d alpha - lr * (d L_train(w+, alpha) - d L_train(w-, alpha)) / (2 eps) with
-    w+- = w +- eps * v, v = d L_val(w', alpha) / d w' and eps = radius / |v| (DARTS, equations 7 and 8).
+    The term is (d L_train(w+, alpha) - d L_train(w-, alpha)) / (2 eps) with w+- = w +- eps * v and eps = radius / |v|
+    (DARTS, equation 8).
 
     Args:
         radius: Length of the step in weight space on either side, in the units of the weights (published: 0.01).
     """
 
-    moves_weights = True
+    full_precision = True
 
     def __init__(self, radius: float = 0.01) -> None:
         self.radius = radius
 
-    def __call__(self, problem: Bilevel) -> tuple[Tensor, ...]:
-        """Returns the gradient."""
-        alphas = problem.alphas
-        # w' is a leaf here: its dependence on alpha is what the finite difference stands for.
-        stepped = [w.detach().requires_grad_() for w in _virtual_step(problem, create_graph=False)]
-        loss = problem.val_loss(stepped, alphas)
-        gradients = torch.autograd.grad(loss, [*stepped, *alphas], materialize_grads=True)
-        direction, direct = gradients[: len(stepped)], gradients[len(stepped) :]
+    def _implicit(self, problem: Bilevel, direction: Sequence[Tensor]) -> tuple[Tensor, ...]:
         norm = torch.sqrt(torch.stack([d.square().sum() for d in direction]).sum())
         # Without a direction both sides are equal, whatever eps is; a GPU is not asked whether it is so.
         eps = self.radius / norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
 
         def slope(sign: float) -> tuple[Tensor, ...]:
             moved = [w.detach() + sign * eps * d for w, d in zip(problem.weights, direction, strict=True)]
-            return torch.autograd.grad(problem.train_loss(moved, alphas), alphas, materialize_grads=True)
+            return problem.gradient(problem.train_loss(moved, problem.alphas), problem.alphas)
 
-        return tuple(
-            g - problem.learning_rate * (plus - minus) / (2 * eps)
-            for g, plus, minus in zip(direct, slope(+1), slope(-1), strict=True)
-        )
-
-
-def _virtual_step(problem: Bilevel, create_graph: bool) -> list[Tensor]:
-    """Returns the weights after one step of the weight optimizer on the training batch, without clipping."""
-    loss = problem.train_loss(problem.weights, problem.alphas)
-    gradients = torch.autograd.grad(loss, problem.weights, create_graph=create_graph, materialize_grads=True)
-    stepped = []
-    for w, gradient, buffer in zip(problem.weights, gradients, problem.momentum_buffers, strict=True):
-        step = gradient + problem.weight_decay * w
-        if buffer is not None:
-            step = step + problem.momentum * buffer
-        stepped.append(w - problem.learning_rate * step)
-    return stepped
+        return tuple((plus - minus) / (2 * eps) for plus, minus in zip(slope(+1), slope(-1), strict=True))
