@@ -1,13 +1,15 @@
 """The folder of a run: where it is, its metrics, and files written whole or not at all."""
 
+import contextlib
 import csv
 import io
 import os
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -19,11 +21,52 @@ LAST, SEARCHED = "last.ckpt", "search.ckpt"
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a text file so that at any moment either the old one or the new one is there."""
+    """Writes a text file so that at any moment either the old one or the new one is there.
+
+    Raises:
+        InputError: If there is no room for it, or it may not be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_whole_tensors(path: Path, contents: Any) -> None:
+    """Writes tensors and plain values like `write_whole`."""
+    with replacing(path, "new") as temporary:
+        torch.save(contents, temporary)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, tag: str | None = None) -> Iterator[Path]:
+    """Gives the name of a temporary file, which takes the place of another at the end.
+
+    Its contents are on the disk before its name is, so that a power failure leaves one of the two whole.
+
+    Args:
+        path: The file to replace.
+        tag: End of the temporary name; None for one that no other process has.
+
+    Raises:
+        InputError: If there is no room for it, or it may not be written; the old file stays.
+    """
+    temporary = path.with_name(f".{path.name}.{tag or os.getpid()}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        # torch says in a RuntimeError of its own that a file could not be written.
+        if isinstance(error, RuntimeError) and "write" not in str(error) and "file" not in str(error):
+            raise
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "the disk may be full"
+        raise InputError(
+            f"{str(path)!r} cannot be written ({reason}); what was there before is kept: make room and go on from the "
+            "run's last.ckpt."
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class RunFolder(Logger):
@@ -87,10 +130,9 @@ class RunFolder(Logger):
             name: Name of the checkpoint's file.
         """
         path = self.path / "checkpoints" / name
-        temporary = path.with_name(f".{name}.new")
-        trainer.save_checkpoint(temporary, weights_only=False)
-        if trainer.is_global_zero:
-            temporary.replace(path)
+        # All ranks take part; the first one writes.
+        with replacing(path, "new") if trainer.is_global_zero else contextlib.nullcontext(path) as temporary:
+            trainer.save_checkpoint(temporary, weights_only=False)
         trainer.strategy.barrier()
 
     def _next_number(self) -> int:

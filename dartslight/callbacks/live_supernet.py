@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 from tqdm import tqdm
 
+from dartslight.callbacks.scores_file import ScoresFile, digest
 from dartslight.data import EvaluationBatches
 from dartslight.errors import InputError
 from dartslight.modules import SearchModule
@@ -21,6 +22,7 @@ from dartslight.selection import Evaluation, Measurement, Race, Variant
 from dartslight.spaces import Choices, SearchSpace
 
 _MEASURE = 5  # what a derived seed is for
+_CHUNK = 32  # batches between two states that an interrupted measurement goes on from
 
 
 @dataclass
@@ -31,11 +33,13 @@ class LiveSupernet:
         trainer: The trainer.
         module: The search.
         title: What the progress bar says first.
+        scores: Where measurements are kept until the decision is in a checkpoint.
     """
 
     trainer: Trainer
     module: SearchModule
     title: str
+    scores: ScoresFile
 
     @property
     def space(self) -> SearchSpace:
@@ -71,33 +75,67 @@ class LiveSupernet:
         batches: EvaluationBatches = cast("Any", self.trainer).datamodule.selection_batches(
             augmented=evaluation.augmented, seed=evaluation.seed, limit=evaluation.batches
         )
-        device = self.trainer.strategy.root_device
-        shape = (2, len(variants), batches.place(len(batches) - 1).stop)
-        table = torch.zeros(shape, dtype=torch.float64, device=device)  # loss and correctness of every picture
-        counts, left, done = [len(batches)] * len(variants), list(range(len(variants))), 0
-        with self._ready(evaluation.statistics), self._bar(batches, variants) as bar:
-            for stop in [*(race.looks(len(batches)) if race else []), len(batches)]:
+        total, rank = len(batches), self.trainer.global_rank
+        shape = (2, len(variants), batches.place(total - 1).stop)
+        done, counts = 0, [total] * len(variants)
+        table = torch.zeros(shape, dtype=torch.float64, device=self._device)  # loss and correctness of every picture
+        key, kept = self._kept(variants, evaluation, race, total)
+        if kept is not None:
+            done, counts = kept["done"], kept["counts"]
+            if rank == 0:
+                table.copy_(kept["table"])
+        looks = race.looks(total) if race else []
+        stops = sorted(stop for stop in {*looks, *range(_CHUNK, total, _CHUNK), total} if stop > done)
+        with self._ready(evaluation.statistics), self._bar(batches, variants, done) as bar:
+            if kept is not None and evaluation.statistics == "batch_update":
+                self._restore(kept["buffers"])
+            for stop in stops:
+                left = [i for i, count in enumerate(counts) if count > done]
+                if not left:
+                    break
                 for b in range(done, stop):
-                    if b % self.trainer.world_size == self.trainer.global_rank:
-                        table[:, left, batches.place(b)] = self._values(
-                            [variants[i] for i in left], batches, b, seed=evaluation.seed
-                        )
+                    if b % self.trainer.world_size == rank:
+                        of_batch = self._values([variants[i] for i in left], batches, b, evaluation.seed)
+                        table[:, left, batches.place(b)] = of_batch
                     bar.update()
                 done = stop
-                if race is None or stop == len(batches):
-                    continue
-                values = self._of_all_devices(table[:, :, : batches.place(stop - 1).stop])
-                racing = [i for i in left if i in race.entrants]
-                stay = race.survivors(list(values[0 if race.criterion == "loss" else 1]), racing, len(batches))
-                for i in set(racing) - set(stay):
-                    counts[i] = stop
-                left = [i for i in left if counts[i] > stop]
-                if len(stay) == 1:
-                    counts = [min(count, stop) for count in counts]
-                    break
+                so_far = self._of_all_devices(table)
+                if race is not None and stop in looks:
+                    values = so_far[0 if race.criterion == "loss" else 1, :, : batches.place(stop - 1).stop]
+                    racing = [i for i in left if i in race.entrants]
+                    stay = race.survivors(list(values), racing, total)
+                    # Without rivals the race is over for all.
+                    ended = set(racing) - set(stay) if len(stay) > 1 else set(left)
+                    counts = [stop if i in ended else count for i, count in enumerate(counts)]
+                self._keep(key, {"table": so_far, "done": done, "counts": counts})
         loss, correct = self._of_all_devices(table).cpu()
         ends = [batches.place(count - 1).stop for count in counts]
         return [Measurement(loss[i, :end], correct[i, :end], counts[i]) for i, end in enumerate(ends)]
+
+    @property
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device
+
+    def _kept(
+        self, variants: Sequence[Variant], evaluation: Evaluation, race: Race | None, total: int
+    ) -> tuple[str, dict[str, Any] | None]:
+        """The name under which a measurement is kept, and what an interrupted run has kept of it."""
+        open_ops = [(v.label, v.choices.open, [w.tolist() for w in v.mixing.values()]) for v in variants]
+        key, entry = "", None
+        if self.trainer.is_global_zero:
+            key = digest(self.module.supernet, open_ops, evaluation, race, total)
+            entry = self.scores.get(key)
+        return key, self.trainer.strategy.broadcast(entry)
+
+    def _keep(self, key: str, entry: dict[str, Any]) -> None:
+        """Keeps the state of a measurement, with the running statistics, which may follow it."""
+        if self.trainer.is_global_zero:
+            buffers = {name: buffer.cpu().clone() for name, buffer in self.module.supernet.named_buffers()}
+            self.scores.keep(key, {**entry, "table": entry["table"].cpu(), "buffers": buffers})
+
+    def _restore(self, buffers: dict[str, torch.Tensor]) -> None:
+        for name, buffer in self.module.supernet.named_buffers():
+            buffer.copy_(buffers[name])
 
     def _values(self, variants: Sequence[Variant], batches: EvaluationBatches, b: int, seed: int) -> torch.Tensor:
         """Returns loss and correctness of every picture of a batch in every variant, (2, variants, pictures)."""
@@ -116,8 +154,8 @@ class LiveSupernet:
     @contextlib.contextmanager
     def _ready(self, statistics: str) -> Iterator[None]:
         """Prepares the supernet: in full precision, since rounding to 8 or 11 bits can turn a decision."""
-        device, context = self.trainer.strategy.root_device.type, self.trainer.precision_plugin.forward_context()
-        with _statistics(self.module.supernet, statistics), context, torch.autocast(device, enabled=False):
+        context = self.trainer.precision_plugin.forward_context()
+        with _statistics(self.module.supernet, statistics), context, torch.autocast(self._device.type, enabled=False):
             yield
 
     def _share_statistics(self) -> None:
@@ -127,7 +165,7 @@ class LiveSupernet:
                 if buffer.dtype.is_floating_point:
                     buffer.copy_(self.trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))
 
-    def _bar(self, batches: EvaluationBatches, variants: Sequence[Variant]) -> Any:
+    def _bar(self, batches: EvaluationBatches, variants: Sequence[Variant], done: int) -> Any:
         """Shows a bar where the trainer shows one."""
         bar: Any = self.trainer.progress_bar_callback
         shown = bar is not None and bar.is_enabled and self.trainer.is_global_zero
@@ -135,6 +173,7 @@ class LiveSupernet:
         what = variants[-1].label.partition(" without ")[0]
         return tqdm(
             total=len(batches),
+            initial=done,
             desc=f"{self.title}: {what} without {names}",
             disable=not shown,
             leave=False,

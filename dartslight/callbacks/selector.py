@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.strategies import DDPStrategy
 
 from dartslight.callbacks.live_supernet import LiveSupernet
+from dartslight.callbacks.scores_file import SCORES, ScoresFile
 from dartslight.errors import InputError
 from dartslight.genotype import Genotype
 from dartslight.modules import SearchModule
@@ -109,7 +110,9 @@ class Selector(Callback):
         self._begin = self._begin or (start, self._points)
         began, first = self._begin
         title = f"decision {self._points + 1} of {count}{_left(start - began, first, self._points, count)}"
-        supernet = LiveSupernet(trainer, module, title)
+        folder = folder_of(trainer)
+        scores = ScoresFile(None if folder is None else folder.path / "checkpoints" / SCORES)
+        supernet = LiveSupernet(trainer, module, title, scores)
         own = self.rule.decide(supernet, self._points, run_seed())
         outcome = trainer.strategy.broadcast(own)
         agree = own.choices == outcome.choices
@@ -123,7 +126,6 @@ class Selector(Callback):
         for decision in outcome.decisions:
             self._decisions.append(record(decision, len(self._decisions), epochs, seconds))
         self._points += 1
-        folder = folder_of(trainer)
         if folder is not None and trainer.is_global_zero:
             write_whole(folder.path / DECISIONS, decisions_csv(self._decisions))
 
@@ -131,6 +133,7 @@ class Selector(Callback):
         genotype = Genotype.from_choices(module.space, module.choices)
         folder = folder_of(trainer)
         if folder is not None and trainer.is_global_zero:
+            (folder.path / "checkpoints" / SCORES).unlink(missing_ok=True)
             write_whole(folder.path / GENOTYPE, genotype.to_json())
             for suffix in ("png", "svg"):
                 save_drawing(genotype, folder.path / f"cell.{suffix}")
