@@ -1,5 +1,6 @@
 """Runs that are killed at random moments and go on: their results are those of a run that was left alone."""
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -125,30 +126,40 @@ def test_a_killed_rank_ends_the_run_which_goes_on_to_the_same_bits(tmp_path: Pat
     assert start(tmp_path / "whole").wait(300) == 0
     length = time.monotonic() - begin
     expected = result(tmp_path / "whole" / "version_0")
-    rng, killed, root = random.Random(0), 0, tmp_path / "run"
-    while True:
+    rng, killed, runs = random.Random(0), 0, 0
+    while killed < 10:
+        root = tmp_path / f"run_{runs}"
+        runs += 1
         process = start(root)
-        try:
+        while process.poll() is None:
             # What happens before the second process is there is not of interest.
-            process.wait(rng.uniform(length / 2, length) if killed < 10 else 300)
-        except subprocess.TimeoutExpired:
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            victim = rng.choice([process.pid, *map(int, children)])
-            os.kill(victim, signal.SIGKILL)
+            if ends_within(process, rng.uniform(length / 3, length) if killed < 10 else 300):
+                continue
+            ranks = [process.pid, *children(process.pid)]
+            os.kill(rng.choice(ranks), signal.SIGKILL)
             killed += 1
-            try:
-                assert process.wait(60) != 0
-            finally:
-                for child in children:
-                    if Path(f"/proc/{child}").exists():
-                        os.kill(int(child), signal.SIGKILL)
-            continue
+            assert ends_within(process, 60)  # the other rank does not wait for ever
+            for rank in filter(is_alive, ranks):
+                os.kill(rank, signal.SIGKILL)
+            if process.returncode != 0:  # else it was killed when all was done
+                process = start(root)
         assert process.returncode == 0
-        assert result(root / "version_0") == expected
-        if killed >= 10:
-            break
-        root = tmp_path / f"run_{killed}"
-    assert killed >= 10
+        (folder,) = root.glob("version_*")
+        assert result(folder) == expected
+
+
+def ends_within(process: subprocess.Popen[str], seconds: float) -> bool:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    return process.returncode is not None
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 def test_finished_candidates_are_not_scored_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ class LiveSupernet:
                 "eval_bn is 'running', but the supernet keeps no running statistics; pass "
                 "--model.track_statistics true to the search, or use 'batch_frozen'."
             )
-        self._share_statistics()
+        self.module.share_statistics()
         batches: EvaluationBatches = cast("Any", self.trainer).datamodule.selection_batches(
             augmented=evaluation.augmented, seed=evaluation.seed, limit=evaluation.batches
         )
@@ -157,13 +157,6 @@ class LiveSupernet:
         context = self.trainer.precision_plugin.forward_context()
         with _statistics(self.module.supernet, statistics), context, torch.autocast(self._device.type, enabled=False):
             yield
-
-    def _share_statistics(self) -> None:
-        """Gives all devices the mean of their running statistics, so that they measure the same network."""
-        if self.trainer.world_size > 1:
-            for buffer in self.module.supernet.buffers():
-                if buffer.dtype.is_floating_point:
-                    buffer.copy_(self.trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))
 
     def _bar(self, batches: EvaluationBatches, variants: Sequence[Variant], done: int) -> Any:
         """Shows a bar where the trainer shows one."""

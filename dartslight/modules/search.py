@@ -153,6 +153,7 @@ class SearchModule(LightningModule):
         loss = F.cross_entropy(logits, batch["train"].labels)
         self.manual_backward(loss)
         optimizers.weights.step()
+        self.share_statistics()
         self._log("train", loss, logits, batch["train"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -254,6 +255,13 @@ class SearchModule(LightningModule):
             m.view_as(t)
             for m, t in zip(torch.split_with_sizes(mean, [t.numel() for t in tensors]), tensors, strict=True)
         ]
+
+    def share_statistics(self) -> None:
+        """Gives all devices the mean of their running statistics, so that one checkpoint is the state of all."""
+        running = [b for b in self.supernet.buffers() if b.dtype.is_floating_point]
+        if running and self.trainer.world_size > 1:
+            for buffer, mean in zip(running, self._average(running), strict=True):
+                buffer.copy_(mean)
 
     @property
     def _scaler(self) -> Any:
