@@ -98,6 +98,7 @@ class SecondOrder(ArchitectureGradient):
     """
 
     moves_weights = True
+    full_precision = True
 
     def __call__(self, problem: Bilevel) -> tuple[Tensor, ...]:
         """Returns the gradient."""
@@ -143,8 +144,6 @@ class FiniteDifference(SecondOrder):
     Args:
         radius: Length of the step in weight space on either side, in the units of the weights (published: 0.01).
     """
-
-    full_precision = True
 
     def __init__(self, radius: float = 0.01) -> None:
         self.radius = radius
