@@ -76,8 +76,8 @@ class Selector(Callback):
         if trainer.is_last_batch:  # not where something has ended the run within the epoch
             self._catch_up(trainer, _search(pl_module), trainer.current_epoch + 1)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shows the architecture and how it was decided."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Shows the architecture and how it was decided, also where a finished run is started again."""
         if self._is_complete(_search(pl_module)):
             self._conclude(trainer, _search(pl_module))
 
