@@ -16,7 +16,15 @@ if __name__ == "__main__":
     for space, num_cells, channels in SHORT if given.short else FULL:
         if given.space and space not in given.space:
             continue
-        problem = Problem(space, num_cells, channels, size=16 if given.short else 32)
+        problem = Problem(space, num_cells, channels)
         macs = 5 * problem.forward_macs()
-        results.append(in_turns(problem.name, problem.textbook_step, problem.product_step, given.repeats or 5, macs))
+        results.append(
+            in_turns(
+                problem.name,
+                problem.textbook_step,
+                problem.product_step,
+                given.repeats or (3 if given.short else 5),
+                macs,
+            )
+        )
     show(results, given)

@@ -16,8 +16,6 @@ from compare import Problem, Result, arguments, in_turns, show
 
 from dartslight.spaces import Choices
 
-EVALUATION_BATCHES, EPOCH_BATCHES = 4, 4  # published: 391 and 391
-
 
 def half_decided(problem: Problem) -> Choices:
     """Returns choices in which every other edge has one operation, other than `none`."""
@@ -52,13 +50,19 @@ def masks(problem: Problem, choices: Choices, cell: str, edge: int, repeats: int
         )
 
 
-def whole_phase(problem: Problem, repeats: int) -> Result:
-    """Measures a whole selection phase: masks of six edges, and the tuning between them."""
+def whole_phase(problem: Problem, repeats: int, batches: int) -> Result:
+    """Measures a whole selection phase: masks of six edges, and the tuning between them.
+
+    Args:
+        problem: The supernet.
+        repeats: Number of turns.
+        batches: Batches of an evaluation and of an epoch of tuning.
+    """
 
     def run(is_product: bool) -> None:
         choices, rng = problem.choices, random.Random(0)
         for epochs in (0, 5, 5, 5, 5, 4):
-            for _ in range(epochs * EPOCH_BATCHES):
+            for _ in range(epochs * batches):
                 if is_product:
                     problem.choices = choices
                     problem.product_step()
@@ -69,7 +73,7 @@ def whole_phase(problem: Problem, repeats: int) -> Result:
             with torch.no_grad():
                 mixing = problem.architecture(choices)
                 variants = [(mixing, choices.close(("cell", edge), op)) for op in ops]
-                for _ in range(EVALUATION_BATCHES):
+                for _ in range(batches):
                     if is_product:
                         problem.net.forward_each(problem.val[0], variants)
                     else:
@@ -87,12 +91,13 @@ if __name__ == "__main__":
     for space, num_cells, channels in [("nasbench201", 3, 8), ("darts", 3, 8)] if given.short else full:
         if given.space and space not in given.space:
             continue
-        problem = Problem(space, num_cells, channels, size=16 if given.short else 32)
+        problem = Problem(space, num_cells, channels)
         for label, choices in (("nothing decided", problem.choices), ("half decided", half_decided(problem))):
             for cell in problem.space.cells:
                 open_edges = choices.undecided(cell.name)
                 edge = open_edges[len(open_edges) // 2]
                 results.append(masks(problem, choices, cell.name, edge, given.repeats or 3, label))
     if not given.space or "nasbench201" in given.space:
-        results.append(whole_phase(Problem("nasbench201", 3, 8, size=16 if given.short else 32), given.repeats or 3))
+        batches, repeats = (1, 1) if given.short else (4, 3)  # published: 391 batches
+        results.append(whole_phase(Problem("nasbench201", 3, 8), given.repeats or repeats, batches))
     show(results, given)

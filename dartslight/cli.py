@@ -2,7 +2,6 @@
 
 import os
 import sys
-from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,7 +78,7 @@ def parse(parser: Any, words: Sequence[str]) -> Any:
     """
     try:
         return parser.parse_args(list(words))
-    except ArgumentError as error:
+    except Exception as error:  # beside its own errors it lets those of what it reads and calls pass
         mistake = inner_input_error(error) or InputError(
             f"{one_line(error)}; --help of the command tells what is allowed."
         )

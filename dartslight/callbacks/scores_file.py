@@ -36,8 +36,8 @@ class ScoresFile:
         if self.path is not None and self.path.is_file():
             try:
                 self._found = torch.load(self.path, weights_only=True, map_location="cpu")
-            except (RuntimeError, EOFError, OSError, ValueError, KeyError):
-                self._found = {}  # measured again
+            except Exception:  # a damaged file can make the reader fail in any way; all is measured again
+                self._found = {}
 
     def get(self, digest: str) -> dict[str, Any] | None:
         """Returns what was kept for a measurement, finished or not."""
