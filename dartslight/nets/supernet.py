@@ -17,7 +17,7 @@ from dartslight.errors import InputError
 from dartslight.nets.cell import CellNetwork, Columns, Weights
 from dartslight.nets.network import Network, RunCell, State
 from dartslight.nets.operations import Source
-from dartslight.nets.weighted_sum import repeated
+from dartslight.nets.weighted_sum import keeping_all, repeated
 from dartslight.spaces import Block, Choices, SearchSpace
 
 Mixing = Mapping[str, Tensor]
@@ -171,7 +171,8 @@ def _run_again(cell: CellNetwork, inputs: Sequence[Source], weights: Weights, co
     """Runs a cell, and runs it again when its derivative is wanted."""
 
     def run(*states: Tensor) -> Tensor:
-        out: Source = cell([Source(x) for x in states], weights, columns)
+        with keeping_all():
+            out: Source = cell([Source(x) for x in states], weights, columns)
         return out.x
 
     states = (source.x for source in inputs)

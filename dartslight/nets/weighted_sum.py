@@ -31,6 +31,19 @@ def repeated() -> Iterator[None]:
         _is_repeated.reset(token)
 
 
+_keeps_all = ContextVar("_keeps_all", default=False)
+
+
+@contextlib.contextmanager
+def keeping_all() -> Iterator[None]:
+    """While this lasts nothing is left out to be computed again, because a checkpoint around it does that for all."""
+    token = _keeps_all.set(True)
+    try:
+        yield
+    finally:
+        _keeps_all.reset(token)
+
+
 class Kind(NamedTuple):
     """The settings of a batch normalisation.
 
@@ -132,7 +145,7 @@ def normalised(conv: nn.Conv2d, norm: nn.Module, x: Tensor, weight: Weight) -> N
     """
     y: Tensor = conv(x)
     # A compiler decides itself what it keeps.
-    if conv.kernel_size != (1, 1) or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if conv.kernel_size != (1, 1) or not torch.is_grad_enabled() or torch.compiler.is_compiling() or _keeps_all.get():
         return Normalised(y, norm, weight)
     kernel, stride, autocast = conv.weight, conv.stride, torch.is_autocast_enabled(x.device.type)
 
