@@ -163,7 +163,7 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="small networks; exit code 1 if a ratio is below 1.5")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--repeats", type=int, help="number of turns (default: 5, or more for small networks)")
+    parser.add_argument("--repeats", type=int, help="number of turns (default: as many as the benchmark needs)")
     parser.add_argument("--space", action="append", help="only this search space; may be repeated (default: all)")
     parser.add_argument("--threads", type=int, default=2, help="threads of a CPU (default: 2)")
     given = parser.parse_args()

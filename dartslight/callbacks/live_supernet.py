@@ -86,8 +86,9 @@ class LiveSupernet:
                 table.copy_(kept["table"])
         looks = race.looks(total) if race else []
         stops = sorted(stop for stop in {*looks, *range(_CHUNK, total, _CHUNK), total} if stop > done)
+        so_far = self._of_all_devices(table)
         with self._ready(evaluation.statistics), self._bar(batches, variants, done) as bar:
-            if kept is not None and evaluation.statistics == "batch_update":
+            if kept is not None:
                 self._restore(kept["buffers"])
             for stop in stops:
                 left = [i for i, count in enumerate(counts) if count > done]
@@ -107,8 +108,8 @@ class LiveSupernet:
                     # Without rivals the race is over for all.
                     ended = set(racing) - set(stay) if len(stay) > 1 else set(left)
                     counts = [stop if i in ended else count for i, count in enumerate(counts)]
-                self._keep(key, {"table": so_far, "done": done, "counts": counts})
-        loss, correct = self._of_all_devices(table).cpu()
+                self._keep(key, evaluation, {"table": so_far, "done": done, "counts": counts})
+        loss, correct = so_far.cpu()
         ends = [batches.place(count - 1).stop for count in counts]
         return [Measurement(loss[i, :end], correct[i, :end], counts[i]) for i, end in enumerate(ends)]
 
@@ -127,15 +128,16 @@ class LiveSupernet:
             entry = self.scores.get(key)
         return key, self.trainer.strategy.broadcast(entry)
 
-    def _keep(self, key: str, entry: dict[str, Any]) -> None:
-        """Keeps the state of a measurement, with the running statistics, which may follow it."""
+    def _keep(self, key: str, evaluation: Evaluation, entry: dict[str, Any]) -> None:
+        """Keeps the state of a measurement, with the running statistics where they follow it."""
         if self.trainer.is_global_zero:
-            buffers = {name: buffer.cpu().clone() for name, buffer in self.module.supernet.named_buffers()}
+            followed = self.module.supernet.named_buffers() if evaluation.statistics == "batch_update" else ()
+            buffers = {name: buffer.cpu().clone() for name, buffer in followed}
             self.scores.keep(key, {**entry, "table": entry["table"].cpu(), "buffers": buffers})
 
     def _restore(self, buffers: dict[str, torch.Tensor]) -> None:
-        for name, buffer in self.module.supernet.named_buffers():
-            buffer.copy_(buffers[name])
+        for name, kept in buffers.items():
+            self.module.supernet.get_buffer(name).copy_(kept)
 
     def _values(self, variants: Sequence[Variant], batches: EvaluationBatches, b: int, seed: int) -> torch.Tensor:
         """Returns loss and correctness of every picture of a batch in every variant, (2, variants, pictures)."""

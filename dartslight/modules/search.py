@@ -211,6 +211,8 @@ class SearchModule(LightningModule):
         cells, alphas = zip(*self.architecture.alphas.items(), strict=True)
 
         def loss_on(part: Batch) -> Any:
+            """Returns the loss on a batch as a function of weights and architecture parameters."""
+
             def loss(at_weights: Sequence[Tensor] | None, at_alphas: Sequence[Tensor]) -> Tensor:
                 mixing = self.architecture(self.choices, dict(zip(cells, at_alphas, strict=True)))
                 inputs = (part.images, mixing, self.choices)

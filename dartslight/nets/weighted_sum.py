@@ -19,29 +19,26 @@ Weight = Tensor | None
 _PIXELS = 8  # With channels last a pixel is so few numbers that a processor's vectors stay half empty; 8 fill them.
 
 _is_repeated = ContextVar("_is_repeated", default=False)
-
-
-@contextlib.contextmanager
-def repeated() -> Iterator[None]:
-    """While this lasts a forward pass is one computed before, which the running statistics have seen already."""
-    token = _is_repeated.set(True)
-    try:
-        yield
-    finally:
-        _is_repeated.reset(token)
-
-
 _keeps_all = ContextVar("_keeps_all", default=False)
 
 
 @contextlib.contextmanager
-def keeping_all() -> Iterator[None]:
-    """While this lasts nothing is left out to be computed again, because a checkpoint around it does that for all."""
-    token = _keeps_all.set(True)
+def _on(flag: ContextVar[bool]) -> Iterator[None]:
+    token = flag.set(True)
     try:
         yield
     finally:
-        _keeps_all.reset(token)
+        flag.reset(token)
+
+
+def repeated() -> contextlib.AbstractContextManager[None]:
+    """While this lasts a forward pass is one computed before, which the running statistics have seen already."""
+    return _on(_is_repeated)
+
+
+def keeping_all() -> contextlib.AbstractContextManager[None]:
+    """While this lasts nothing is left out to be computed again, because a checkpoint around it does that for all."""
+    return _on(_keeps_all)
 
 
 class Kind(NamedTuple):
