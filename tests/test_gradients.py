@@ -25,8 +25,9 @@ def problem() -> Bilevel:
     names, weights = zip(*net.named_parameters(), strict=True)
 
     def loss_on(images: Tensor, labels: Tensor) -> object:
-        def loss(at: object, alphas: object) -> Tensor:
-            mixing = architecture(choices, {"cell": alphas[0]})
+        def loss(at: object, alphas: object = None) -> Tensor:
+            other = {} if alphas is None else {"alphas.cell": alphas[0]}
+            mixing = functional_call(architecture, other, (choices,))
             state = {n: b.clone() for n, b in net.named_buffers()}
             state.update(zip(names, weights if at is None else at, strict=True))
             return nn.functional.cross_entropy(functional_call(net, state, (images, mixing, choices)), labels)
@@ -73,13 +74,13 @@ def descend(gradient: object, steps: int = 4000) -> tuple[float, float]:
     a = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     w = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
 
-    def train(ws: object, alphas: object) -> Tensor:
+    def train(ws: object) -> Tensor:
         (v,) = [w] if ws is None else ws
-        return v**2 - 2 * alphas[0] * v + alphas[0] ** 2
+        return v**2 - 2 * a * v + a**2
 
-    def val(ws: object, alphas: object) -> Tensor:
+    def val(ws: object) -> Tensor:
         (v,) = [w] if ws is None else ws
-        return alphas[0] * v - 2 * alphas[0] + 1
+        return a * v - 2 * a + 1
 
     for _ in range(steps):
         (g,) = gradient(Bilevel(train, val, [w], [a], 0.5, 0.0, 0.0, [None]))

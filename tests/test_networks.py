@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dartslight.errors import InputError
 from dartslight.genotype import Genotype
 from dartslight.nets import DiscreteNetwork, Source, Supernet
-from dartslight.nets.cell import CellNetwork, drop
+from dartslight.nets.cell import CellNetwork, drop_path
 from dartslight.nets.operations import OPERATIONS, FactorizedReduce, Noise, make_operation
 from dartslight.nets.weighted_sum import value
 from dartslight.spaces import DARTS, NASBENCH201, SPACES, Choices, SearchSpace
@@ -387,7 +387,7 @@ def test_odd_sizes_run(genotype: Genotype) -> None:
 def test_drop_path_equals_textbook() -> None:
     x = torch.randn(8, 2, 3, 3)
     torch.manual_seed(5)
-    ours = drop(x, 0.3)
+    ours = drop_path(x, 0.3)
     torch.manual_seed(5)
     keep = torch.empty(8, 1, 1, 1).bernoulli_(0.7).flatten()
     assert 0 < keep.sum() < 8

@@ -8,7 +8,17 @@ import torch
 
 from dartslight.errors import InputError
 from dartslight.genotype import Genotype
-from dartslight.selection import Evaluation, Magnitude, Measurement, Perturbation, Race, Random, Rule, Variant
+from dartslight.selection import (
+    Evaluation,
+    Magnitude,
+    Measurement,
+    Perturbation,
+    Race,
+    Random,
+    Rule,
+    SearchPlan,
+    Variant,
+)
 from dartslight.selection.record import COLUMNS, decisions_csv, in_words, record
 from dartslight.spaces import SPACES, Choices, SearchSpace
 from dartslight.strategies import Architecture, Softmax
@@ -23,6 +33,7 @@ class Given:
     space: SearchSpace
     loss: Loss = lambda variant: 0.0
     choices: Choices = None  # type: ignore[assignment]
+    memory: dict = field(default_factory=dict)
     passes: int = 0
     variants: list[Variant] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -47,7 +58,7 @@ class Given:
 
 def run(rule: Rule, supernet: Given, seed: int = 0) -> tuple[Genotype, list]:
     decisions = []
-    for point in range(len(rule.schedule(supernet.space).points)):
+    for point in range(len(rule.schedule(SearchPlan(supernet.space, 0)).points)):
         outcome = rule.decide(supernet, point, seed)
         supernet.choices = outcome.choices
         decisions += outcome.decisions
@@ -67,8 +78,8 @@ def run(rule: Rule, supernet: Given, seed: int = 0) -> tuple[Genotype, list]:
 )
 def test_official_schedule_and_passes(space: str, points: list[int], epochs: int, passes: int) -> None:
     rule = Perturbation("official")
-    schedule = rule.schedule(SPACES[space])
-    assert (list(schedule.points), schedule.epochs) == (points, epochs)
+    schedule = rule.schedule(SearchPlan(SPACES[space], 0))
+    assert (list(schedule.points), schedule.tuning_epochs) == (points, epochs)
     supernet = Given(SPACES[space])
     run(rule, supernet)
     assert supernet.passes == passes
@@ -82,7 +93,7 @@ def test_official_schedule_and_passes(space: str, points: list[int], epochs: int
 def test_paired_measures_all_candidates_in_one_pass_and_never_none() -> None:
     supernet = Given(SPACES["nasbench201"])
     rule = Perturbation(interval=2)
-    assert rule.schedule(supernet.space).epochs == 10
+    assert rule.schedule(SearchPlan(supernet.space, 3)).tuning_epochs == 10
     genotype, decisions = run(rule, supernet)
     assert len(supernet.evaluations) == 6
     assert supernet.passes == 24
@@ -131,7 +142,7 @@ def test_deletions_are_cumulative_or_not() -> None:
     for mode, expected in (("reg", {1}), ("cumulative", {1, 2, 3})):
         supernet = Given(SPACES["s2"])
         rule = Perturbation(edge_mode=mode, order="reverse", interval=0)
-        points = len(rule.schedule(supernet.space).points)
+        points = len(rule.schedule(SearchPlan(supernet.space, 0)).points)
         for point in range(points - 2):
             supernet.variants.clear()
             supernet.choices = rule.decide(supernet, point, 0).choices

@@ -34,12 +34,14 @@ class LiveSupernet:
         module: The search.
         title: What the progress bar says first.
         scores: Where measurements are kept until the decision is in a checkpoint.
+        memory: What the rule has noted so far.
     """
 
     trainer: Trainer
     module: SearchModule
     title: str
     scores: ScoresFile
+    memory: dict[str, Any]
 
     @property
     def space(self) -> SearchSpace:
@@ -54,8 +56,7 @@ class LiveSupernet:
     def mixing(self, choices: Choices) -> Mixing:
         """Returns the mixing weights if these choices were the present ones."""
         with torch.no_grad():
-            weights: Mixing = self.module.architecture(choices)
-        return weights
+            return self.module.mixing(choices)
 
     @torch.no_grad()
     def measure(

@@ -15,8 +15,9 @@ from dartslight.modules import SearchModule
 from dartslight.report import save_drawing
 from dartslight.run_folder import DECISIONS, GENOTYPE, SEARCHED, folder_of, write_whole
 from dartslight.seeding import run_seed
-from dartslight.selection import Rule
+from dartslight.selection import Rule, Schedule, SearchPlan
 from dartslight.selection.record import decisions_csv, in_words, record
+from dartslight.spaces import Choices
 
 
 class Selector(Callback):
@@ -32,7 +33,11 @@ class Selector(Callback):
         self.rule = rule
         self._points = 0
         self._decisions: list[dict[str, Any]] = []
+        self._memory: dict[str, Any] = {}
+        self._observed = 0  # epochs
+        self._is_ended = False
         self._is_selected_again = False
+        self._schedule = Schedule(())
         self._search_epochs: int | None = None
         self._begin: tuple[float, int] | None = None  # when this process took its first decision, and which one
 
@@ -51,20 +56,22 @@ class Selector(Callback):
         if isinstance(trainer.strategy, DDPStrategy):
             # Operations leave the graph as they are decided, which the wrapper must be told before it is made.
             trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
-        schedule = self.rule.schedule(module.space)
         # A selection without epochs needs a place to happen: one more epoch, which `on_train_start` calls off.
         self._is_selected_again = module.search_epochs is not None
-        room = 1 if self._is_selected_again and not schedule.epochs else 0
         if module.search_epochs is None:
             module.search_epochs = trainer.max_epochs
-        module.tuning, module.tuning_epochs = self.rule.tuning(), schedule.epochs
-        self._search_epochs = module.search_epochs
-        trainer.fit_loop.max_epochs = cast("int", module.search_epochs) + schedule.epochs + room
+        self._search_epochs = cast("int", module.search_epochs)
+        self._schedule = self.rule.schedule(SearchPlan(module.space, self._search_epochs, (), self._is_selected_again))
+        module.tuning, module.tuning_epochs = self.rule.tuning(), self._schedule.tuning_epochs
+        room = 1 if self._is_selected_again and not module.tuning_epochs else 0
+        trainer.fit_loop.max_epochs = self._search_epochs + module.tuning_epochs + room
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Catches up with what is due when a run begins or goes on."""
         self._catch_up(trainer, _search(pl_module), trainer.current_epoch)
-        if self._is_complete(_search(pl_module)) and trainer.current_epoch >= self._last_epoch(_search(pl_module)):
+        module = _search(pl_module)
+        last = cast("int", module.search_epochs) + module.tuning_epochs
+        if self._is_ended or (self._is_complete and trainer.current_epoch >= last):
             trainer.should_stop = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -78,42 +85,49 @@ class Selector(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows the architecture and how it was decided, also where a finished run is started again."""
-        if self._is_complete(_search(pl_module)):
+        if self._is_complete:
             self._conclude(trainer, _search(pl_module))
 
-    def _last_epoch(self, module: SearchModule) -> int:
-        return cast("int", module.search_epochs) + module.tuning_epochs
-
-    def _is_complete(self, module: SearchModule) -> bool:
-        return self._points == len(self.rule.schedule(module.space).points)
+    @property
+    def _is_complete(self) -> bool:
+        return self._is_ended or self._points == len(self._schedule.points)
 
     def _catch_up(self, trainer: Trainer, module: SearchModule, epochs: int) -> None:
-        """Takes the decisions that should exist after so many epochs."""
-        points = self.rule.schedule(module.space).points
-        due = sum(cast("int", module.search_epochs) + point <= epochs for point in points)
-        if due and not module.tuning.monitor:
+        """Lets the rule see and decide what it should have seen and decided after so many epochs."""
+        is_over = epochs >= cast("int", module.search_epochs)
+        if is_over and self._schedule.tuning_epochs and not module.tuning.monitor:
             trainer.limit_val_batches = 0
-        if self._points >= due:
+        if self._observed < epochs <= cast("int", module.search_epochs):
+            self.rule.observe(self._supernet(trainer, module, "observation"), epochs)
+            self._observed = epochs
+        due = sum(point <= epochs for point in self._schedule.points)
+        if self._points >= due or self._is_ended:
             return
         folder = folder_of(trainer)
-        if self._points == 0 and folder is not None and not self._is_selected_again:
+        undecided = module.choices == Choices.everything(module.space)
+        if is_over and undecided and folder is not None and not self._is_selected_again:
             folder.checkpoint(trainer, SEARCHED)
-        while self._points < due:
-            self._decide(trainer, module, epochs)
+        ended = False
+        while self._points < due and not ended:
+            ended = self._decide(trainer, module, epochs)
+        if ended:
+            self._is_ended = trainer.should_stop = True
+
+    def _supernet(self, trainer: Trainer, module: SearchModule, title: str) -> LiveSupernet:
+        folder = folder_of(trainer)
+        scores = ScoresFile(None if folder is None else folder.path / "checkpoints" / SCORES)
+        return LiveSupernet(trainer, module, title, scores, self._memory)
 
     # ------------------------------------------------------------------ what
 
-    def _decide(self, trainer: Trainer, module: SearchModule, epochs: int) -> None:
-        """Asks the rule at one decision point and commits what rank 0 heard."""
+    def _decide(self, trainer: Trainer, module: SearchModule, epochs: int) -> bool:
+        """Asks the rule at one decision point, commits what rank 0 heard, and returns whether that ends the run."""
         start = time.perf_counter()
-        count = len(self.rule.schedule(module.space).points)
+        count = len(self._schedule.points)
         self._begin = self._begin or (start, self._points)
         began, first = self._begin
         title = f"decision {self._points + 1} of {count}{_left(start - began, first, self._points, count)}"
-        folder = folder_of(trainer)
-        scores = ScoresFile(None if folder is None else folder.path / "checkpoints" / SCORES)
-        supernet = LiveSupernet(trainer, module, title, scores)
-        own = self.rule.decide(supernet, self._points, run_seed())
+        own = self.rule.decide(self._supernet(trainer, module, title), self._points, run_seed())
         outcome = trainer.strategy.broadcast(own)
         agree = own.choices == outcome.choices
         if not trainer.strategy.reduce_boolean_decision(agree, all=True):
@@ -126,8 +140,10 @@ class Selector(Callback):
         for decision in outcome.decisions:
             self._decisions.append(record(decision, len(self._decisions), epochs, seconds))
         self._points += 1
+        folder = folder_of(trainer)
         if folder is not None and trainer.is_global_zero:
             write_whole(folder.path / DECISIONS, decisions_csv(self._decisions))
+        return outcome.ends_run
 
     def _conclude(self, trainer: Trainer, module: SearchModule) -> None:
         genotype = Genotype.from_choices(module.space, module.choices)
@@ -142,7 +158,14 @@ class Selector(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that the selection has done so far, as plain values."""
-        return {"points": self._points, "decisions": self._decisions, "basis": self._basis()}
+        return {
+            "points": self._points,
+            "decisions": self._decisions,
+            "basis": self._basis(),
+            "memory": self._memory,
+            "observed": self._observed,
+            "ended": self._is_ended,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from what `state_dict` returned.
@@ -156,6 +179,7 @@ class Selector(Callback):
                 "the same configuration, or decide the search.ckpt of that run anew with select."
             )
         self._points, self._decisions = state_dict["points"], list(state_dict["decisions"])
+        self._memory, self._observed, self._is_ended = state_dict["memory"], state_dict["observed"], state_dict["ended"]
 
     def _basis(self) -> str:
         """What the decisions rest on."""

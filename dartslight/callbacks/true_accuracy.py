@@ -43,7 +43,7 @@ class TrueAccuracy(Callback):
 
 def leading(module: SearchModule) -> Genotype:
     """Returns the architecture with the largest mixing weights, decided edges as they are."""
-    mixing = module.architecture(module.choices)
+    mixing = module.mixing(module.choices)
     strengths = {cell: weights.detach().double().cpu().numpy() for cell, weights in mixing.items()}
     return Genotype.from_choices(
         module.space, keep_strongest(module.space, module.choices, strengths, "weight").choices

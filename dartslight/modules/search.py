@@ -27,18 +27,22 @@ from dartslight.data import Batch
 from dartslight.errors import InputError, check_least
 from dartslight.modules.checkpoint import HEADER, check_header
 from dartslight.modules.finite import FiniteWatch
-from dartslight.nets import Supernet
+from dartslight.nets import NO_DROP, Drop, EdgeTerm, Mixing, Supernet, open_mask
 from dartslight.seeding import derived_seed, run_seed
 from dartslight.selection import Tuning
 from dartslight.spaces import Choices, find_space
 from dartslight.strategies import (
     Architecture,
     ArchitectureGradient,
+    AuxiliarySkip,
     Bilevel,
     FirstOrder,
     Relaxation,
+    Rows,
+    Sample,
+    Smoothing,
     Softmax,
-    detached,
+    check_combination,
 )
 
 _INITIALISATION, _STEP = 1, 2  # what a derived seed is for
@@ -58,13 +62,24 @@ class SearchModule(LightningModule):
         init_channels: Channels of the first cell's operations.
         relaxation: How architecture parameters become mixing weights; null is a softmax.
         gradient: How the validation loss moves the architecture parameters; null is first order.
+        smoothing: How the mixing weights are disturbed in a weight step (SDARTS); null leaves them.
+        partial_channels: The operations of an edge see one in so many channels, the others pass by (PC-DARTS); 1 for
+            all channels.
+        edge_normalisation: Whether the edges into a node have weights of their own, which sum to 1 (PC-DARTS).
+        auxiliary_skip: How the weight of a skip connection on every edge, which is never chosen, falls from 1 to 0 over
+            the search (DARTS-): ``linear`` or ``cosine``; null for no such skip connection.
+        drop_path: Probability, in the last epoch, with which a picture loses the output of an operation in a weight
+            step (R-DARTS); it grows linearly.
         learning_rate: Learning rate of the operation weights in the first epoch.
         min_learning_rate: Learning rate that the cosine schedule ends at.
         momentum: Momentum of the operation weights' optimizer.
+        nesterov: Whether that momentum is Nesterov's.
         weight_decay: Weight decay of the operation weights.
         clip_norm: Largest L2 norm of all weight gradients together; larger ones are scaled down.
         alpha_learning_rate: Learning rate of the architecture parameters.
         alpha_weight_decay: Weight decay of the architecture parameters.
+        alpha_momentum: Share of the last gradient's mean that their optimizer keeps (the first beta of Adam).
+        alpha_clip_norm: Largest L2 norm of their gradients together; null for no limit.
         alpha_init_std: Standard deviation of the initial architecture parameters.
         alpha_warmup_epochs: Epochs at the start in which the architecture parameters stay as they are.
         track_statistics: Whether batch normalisations keep running statistics and use them in evaluation; without them
@@ -84,13 +99,21 @@ class SearchModule(LightningModule):
         init_channels: int = 16,
         relaxation: Relaxation | None = None,
         gradient: ArchitectureGradient | None = None,
+        smoothing: Smoothing | None = None,
+        partial_channels: int = 1,
+        edge_normalisation: bool = False,
+        auxiliary_skip: AuxiliarySkip | None = None,
+        drop_path: float = 0.0,
         learning_rate: float = 0.025,
         min_learning_rate: float = 0.001,
         momentum: float = 0.9,
+        nesterov: bool = False,
         weight_decay: float = 3e-4,
         clip_norm: float = 5.0,
         alpha_learning_rate: float = 3e-4,
         alpha_weight_decay: float = 1e-3,
+        alpha_momentum: float = 0.5,
+        alpha_clip_norm: float | None = None,
         alpha_init_std: float = 1e-3,
         alpha_warmup_epochs: int = 0,
         track_statistics: bool = True,
@@ -110,26 +133,28 @@ class SearchModule(LightningModule):
             alpha_weight_decay=alpha_weight_decay,
             alpha_init_std=alpha_init_std,
             alpha_warmup_epochs=alpha_warmup_epochs,
+            alpha_momentum=alpha_momentum,
+            alpha_clip_norm=alpha_clip_norm,
+            drop_path=drop_path,
         )
+        if drop_path >= 1 or alpha_momentum >= 1:
+            raise InputError(
+                f"drop_path is {drop_path} and alpha_momentum {alpha_momentum}, but they must be below 1; give smaller "
+                "numbers."
+            )
         self.automatic_optimization = False
         self.space = find_space(space)
         self.num_cells, self.init_channels, self.track_statistics = num_cells, init_channels, track_statistics
         self.relaxation, self.gradient = relaxation or Softmax(), gradient or FirstOrder()
+        self.smoothing, self.drop_path = smoothing, drop_path
+        self.partial_channels, self.edge_normalisation = partial_channels, edge_normalisation
+        self.auxiliary_skip = auxiliary_skip
         self.checkpoint_cells = checkpoint_cells
-        if checkpoint_cells and self.gradient.moves_weights:
-            raise InputError(
-                "checkpoint_cells computes cells again with the network's own weights, but "
-                f"{type(self.gradient).__name__} needs them at others; use FirstOrder or Fixed, or smaller batches "
-                "without checkpoint_cells."
-            )
-        if compile is not None and (checkpoint_cells or self.gradient.moves_weights):
-            raise InputError(
-                f"compile is {compile!r}, but a compiled supernet can be neither differentiated twice nor run with "
-                "checkpoint_cells; use FirstOrder or Fixed without checkpoint_cells, or no compile."
-            )
+        check_combination(self.relaxation, self.gradient, smoothing, drop_path, checkpoint_cells, compile)
         self.compile_mode, self.matmul_precision = compile, matmul_precision
         self.learning_rate, self.min_learning_rate = learning_rate, min_learning_rate
-        self.momentum, self.weight_decay, self.clip_norm = momentum, weight_decay, clip_norm
+        self.momentum, self.nesterov, self.weight_decay, self.clip_norm = momentum, nesterov, weight_decay, clip_norm
+        self.alpha_momentum, self.alpha_clip_norm = alpha_momentum, alpha_clip_norm
         self.alpha_learning_rate, self.alpha_weight_decay = alpha_learning_rate, alpha_weight_decay
         self.alpha_init_std, self.alpha_warmup_epochs = alpha_init_std, alpha_warmup_epochs
         self.choices = Choices.everything(self.space)
@@ -148,8 +173,8 @@ class SearchModule(LightningModule):
             self._assign_alpha_gradients(gradients)
             optimizers.alphas.step()
         optimizers.weights.zero_grad()
-        mixing = detached(self.architecture(self.choices))
-        logits = self.supernet(batch["train"].images, mixing, self.choices)
+        mixing, computed = self._constant_sample(batch["train"])
+        logits = self.supernet(batch["train"].images, mixing, computed, self._drop)
         loss = F.cross_entropy(logits, batch["train"].labels)
         self.manual_backward(loss)
         optimizers.weights.step()
@@ -158,7 +183,7 @@ class SearchModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measures the mixture as it is on validation pictures; this monitors and decides nothing."""
-        logits = self.supernet(batch.images, self.architecture(self.choices), self.choices)
+        logits = self.supernet(batch.images, self.mixing(self.choices), self.choices)
         self._log("val", F.cross_entropy(logits, batch.labels), logits, batch)
 
     # ------------------------------------------------------------------ its parts
@@ -173,6 +198,45 @@ class SearchModule(LightningModule):
         if self.is_tuning and not self.tuning.train_alphas:
             return False
         return self.gradient.learns and self.current_epoch >= self.alpha_warmup_epochs
+
+    @property
+    def progress(self) -> float:
+        """The share of the search that is over, from 0 to 1; it changes between epochs."""
+        assert self.search_epochs is not None
+        return min(1.0, self.current_epoch / self.search_epochs)
+
+    def mixing(self, choices: Choices) -> Mixing:
+        """Returns the mixing weights that the supernet is measured and decided with.
+
+        Args:
+            choices: The operations that are open.
+        """
+        mixing: Mixing = self.architecture(choices, self.progress)
+        return mixing
+
+    @torch.no_grad()
+    def _constant_sample(self, batch: Batch) -> Sample:
+        """What the weight step runs with; the architecture parameters are out of its reach."""
+
+        def disturbed(rows: Rows) -> Rows:
+            assert self.smoothing is not None
+            is_open = {cell: open_mask(self.choices, cell, row) for cell, row in rows.items()}
+            self.supernet.eval()
+            with self.supernet.constant():
+                moved = self.smoothing(rows, is_open, loss, self.progress)
+            self.supernet.train()
+            return moved
+
+        def loss(rows: Rows) -> Tensor:
+            mixing = self.architecture.compose(rows, self.choices, self.progress)
+            return F.cross_entropy(self.supernet(batch.images, mixing, self.choices), batch.labels)
+
+        return self.architecture.sample(self.choices, self.progress, None if self.smoothing is None else disturbed)
+
+    @property
+    def _drop(self) -> Drop:
+        """What a weight step leaves out at random."""
+        return Drop(self.drop_path * self.progress) if self.drop_path else NO_DROP
 
     def learning_rate_at(self, epoch: int) -> float:
         """Returns the learning rate of the operation weights in an epoch: a cosine in the search, then the tuning's."""
@@ -208,20 +272,24 @@ class SearchModule(LightningModule):
     def _problem(self, batch: dict[str, Batch], weight_optimizer: LightningOptimizer) -> Bilevel:
         """States the two-level problem of this step for the architecture gradient."""
         names, weights = zip(*self.supernet.named_parameters(), strict=True)
-        cells, alphas = zip(*self.architecture.alphas.items(), strict=True)
 
-        def loss_on(part: Batch) -> Any:
-            """Returns the loss on a batch as a function of weights and architecture parameters."""
+        def loss_on(part: Batch, penalised: bool = False) -> Any:
+            """Returns the loss on a batch as a function of the weights."""
 
-            def loss(at_weights: Sequence[Tensor] | None, at_alphas: Sequence[Tensor]) -> Tensor:
-                mixing = self.architecture(self.choices, dict(zip(cells, at_alphas, strict=True)))
-                inputs = (part.images, mixing, self.choices)
+            def loss(at_weights: Sequence[Tensor] | None) -> Tensor:
+                inputs = (part.images, *self.architecture.sample(self.choices, self.progress))
+                penalty = self.architecture.penalty(self.choices) if penalised else None
+                value = F.cross_entropy(logits(at_weights, inputs), part.labels)
+                return value if penalty is None else value + penalty
+
+            def logits(at_weights: Sequence[Tensor] | None, inputs: tuple[Any, ...]) -> Tensor:
                 if at_weights is None:
-                    return F.cross_entropy(self.supernet(*inputs), part.labels)
+                    found: Tensor = self.supernet(*inputs)
+                    return found
                 # Copies of the buffers, so that a virtual step leaves the running statistics alone.
                 state = {name: buffer.clone() for name, buffer in self.supernet.named_buffers()}
                 state.update(zip(names, at_weights, strict=True))
-                return F.cross_entropy(functional_call(self.supernet, state, inputs), part.labels)
+                return cast("Tensor", functional_call(self.supernet, state, inputs))
 
             return loss
 
@@ -229,9 +297,9 @@ class SearchModule(LightningModule):
         (group,) = weight_optimizer.param_groups
         return Bilevel(
             train_loss=loss_on(batch["train"]),
-            val_loss=loss_on(batch["val"]),
+            val_loss=loss_on(batch["val"], penalised=True),
             weights=weights,
-            alphas=alphas,
+            alphas=tuple(self.architecture.parameters()),
             learning_rate=group["lr"],
             momentum=self.momentum,
             weight_decay=self.weight_decay,
@@ -242,7 +310,7 @@ class SearchModule(LightningModule):
 
     def _assign_alpha_gradients(self, gradients: Sequence[Tensor]) -> None:
         """Gives the architecture parameters their gradient, averaged over all devices, where the optimizer looks."""
-        for alpha, mean in zip(self.architecture.alphas.values(), self._average(gradients), strict=True):
+        for alpha, mean in zip(self.architecture.parameters(), self._average(gradients), strict=True):
             alpha.grad = mean if self._scaler is None else self._scaler.scale(mean)
             if self._scaler is None:
                 self.finite.note("architecture gradient", self.global_step, mean)
@@ -307,13 +375,27 @@ class SearchModule(LightningModule):
         torch.manual_seed(derived_seed(run_seed(), _INITIALISATION))
         num_classes = cast("Any", self.trainer).datamodule.num_classes
         self.supernet = Supernet(
-            self.space, self.num_cells, self.init_channels, num_classes, self.track_statistics, self.checkpoint_cells
+            self.space,
+            self.num_cells,
+            self.init_channels,
+            num_classes,
+            self.track_statistics,
+            self.checkpoint_cells,
+            self.partial_channels,
+            self._terms(),
         )
         if self.compile_mode is not None:
             self.supernet.capture(self.compile_mode)
         torch.set_float32_matmul_precision(self.matmul_precision)
         torch.backends.cudnn.allow_tf32 = self.matmul_precision != "highest"
-        self.architecture = Architecture(self.space, self.relaxation, self.alpha_init_std)
+        self.architecture = Architecture(
+            self.space,
+            self.relaxation,
+            self.alpha_init_std,
+            self.edge_normalisation,
+            self.auxiliary_skip,
+            self.supernet.terms,
+        )
         # Their gradient is averaged by hand, so the data-parallel wrapper must not wait for it.
         self._ddp_params_and_buffers_to_ignore = [
             name for name, _ in self.named_parameters() if name.startswith("architecture.")
@@ -322,11 +404,17 @@ class SearchModule(LightningModule):
     def configure_optimizers(self) -> list[Optimizer]:
         """Returns SGD for the operation weights and Adam for the architecture parameters."""
         return [
-            SGD(self.supernet.parameters(), self.learning_rate, self.momentum, weight_decay=self.weight_decay),
+            SGD(
+                self.supernet.parameters(),
+                self.learning_rate,
+                self.momentum,
+                weight_decay=self.weight_decay,
+                nesterov=self.nesterov,
+            ),
             Adam(
                 self.architecture.parameters(),
                 self.alpha_learning_rate,
-                betas=(0.5, 0.999),
+                betas=(self.alpha_momentum, 0.999),
                 weight_decay=self.alpha_weight_decay,
             ),
         ]
@@ -359,6 +447,11 @@ class SearchModule(LightningModule):
         check_header(checkpoint, self._header())
         self.choices = Choices.from_state(checkpoint[HEADER]["choices"])
 
+    def _terms(self) -> tuple[EdgeTerm, ...]:
+        """What edges carry beside their operations."""
+        auxiliary: tuple[EdgeTerm, ...] = ("auxiliary_skip",) if self.auxiliary_skip else ()
+        return (*auxiliary, "offset") if self.relaxation.samples_one else auxiliary
+
     def _header(self) -> dict[str, Any]:
         return {
             "kind": "search",
@@ -366,6 +459,9 @@ class SearchModule(LightningModule):
             "num_cells": self.num_cells,
             "init_channels": self.init_channels,
             "track_statistics": self.track_statistics,
+            "partial_channels": self.partial_channels,
+            "auxiliary_skip": self.auxiliary_skip is not None,
+            "edge_normalisation": self.edge_normalisation,
             "seed": run_seed(),
             "num_classes": self.supernet.classifier.out_features,
         }

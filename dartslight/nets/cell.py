@@ -4,21 +4,46 @@ The supernet and the discrete network use the same cell: in the one an edge carr
 other exactly one.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dartslight.nets.operations import Operation, Setting, Source, make_operation
+from dartslight.nets.operations import Bypass, Offset, Operation, Setting, Source, make_operation, skip
 from dartslight.nets.weighted_sum import Term, Weight, value, weighted_sum
 from dartslight.spaces import Cell
 
+EdgeTerm = Literal["auxiliary_skip", "bypass", "offset"]
+"""What an edge can carry beside its candidate operations, as long as one of them is left; it is never chosen itself.
+
+A skip connection of its own (DARTS-), the channels that pass by the operations (PC-DARTS), or a number that is added
+everywhere, is 0 and gives operations that were not sampled a derivative (GDAS).
+"""
+
 Weights = Sequence[Sequence[Weight]]
-"""The mixing weight of every operation on every edge of a cell."""
+"""The mixing weight of every operation, then of every edge term, on every edge of a cell."""
 
 Columns = Sequence[Sequence[int]]
 """The operations of every edge that are computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """What is left out at random in training.
+
+    Args:
+        path: Probability with which a picture loses the output of an operation (drop path).
+        skip: Probability with which a number of a ``skip_connect`` is set to 0 (P-DARTS).
+    """
+
+    path: float = 0.0
+    skip: float = 0.0
+
+
+NO_DROP = Drop()
 
 
 class CellNetwork(nn.Module):
@@ -29,28 +54,42 @@ class CellNetwork(nn.Module):
         preprocess: What turns each input into a node of the cell's channels, or nothing where they fit already.
         setting: Channels and kind of the operations; its stride is for the edges that read the cell's inputs, all
             other edges have stride 1.
+        terms: What every edge carries beside its operations; their columns of the mixing follow those of the
+            operations.
     """
 
-    def __init__(self, cell: Cell, preprocess: Sequence[Operation], setting: Setting) -> None:
+    def __init__(
+        self, cell: Cell, preprocess: Sequence[Operation], setting: Setting, terms: Sequence[EdgeTerm] = ()
+    ) -> None:
         super().__init__()
         self.cell = cell
         self.stride = setting.stride
+        self.share, self.part = setting.share, setting.channels // setting.share
         self.preprocess = nn.ModuleList(preprocess)
         self.ops = nn.ModuleDict()
-        self._keys: list[list[str]] = []
+        self._keys: list[dict[int, str]] = []
+        width = max(len(edge.ops) for edge in cell.edges)
         for edge in cell.edges:
             stride = setting.stride if edge.source < cell.num_inputs else 1
-            place = Setting(setting.channels, stride, setting.affine, setting.track, setting.normalise_pools)
-            keys = []
-            for name in edge.ops:
-                op = make_operation(name, place)
+            place = replace(setting, channels=self.part, stride=stride)
+            made = {column: (name, make_operation(name, place)) for column, name in enumerate(edge.ops)}
+            made |= {width + t: (name, _TERMS[name](place)) for t, name in enumerate(terms)}
+            keys = {}
+            for column, (name, op) in made.items():
                 key = f"{name}_from_{edge.source}" + ("" if op.shared else f"_to_{edge.node}")
                 if key not in self.ops:
                     self.ops[key] = op
-                keys.append(key)
+                keys[column] = key
             self._keys.append(keys)
-        self.all_columns: Columns = [range(len(edge.ops)) for edge in cell.edges]
+        self.all_columns: Columns = [tuple(keys) for keys in self._keys]
+        self._terms = tuple(range(width, width + len(terms)))
         self._into = [(node, cell.edges_into(node)) for node in cell.nodes]
+
+    def with_terms(self, columns: Columns | None) -> Columns:
+        """Returns the columns to compute for some open operations: theirs, and the edge terms where one is left."""
+        if columns is None:
+            return self.all_columns
+        return [(*edge, *self._terms) if edge else () for edge in columns] if self._terms else columns
 
     def operation(self, edge: int, column: int) -> Operation:
         """Returns one operation of one edge."""
@@ -63,26 +102,21 @@ class CellNetwork(nn.Module):
         inputs: Sequence[Source],
         weights: Weights | None = None,
         columns: Columns | None = None,
-        drop_path: float = 0.0,
+        drop: Drop = NO_DROP,
     ) -> Source:
         """Returns the cell's output: node j = sum over edges (i, j) and operations o of weight * o(node i).
 
         Args:
             inputs: The outputs of earlier cells, (batch, channels, height, width) each.
             weights: The mixing weights; None for 1 everywhere.
-            columns: The operations to compute; None for all.
-            drop_path: Probability with which a picture loses the output of an operation (training only).
+            columns: The operations that are open; None for all.
+            drop: What is left out at random (training only).
         """
-        nodes = self._entrances(inputs)
+        nodes, columns = self._entrances(inputs), self.with_terms(columns)
         for node, edges in self._into:
-            terms: list[Term] = []
-            for e in edges:
-                for o in self.all_columns[e] if columns is None else columns[e]:
-                    term = self._term(nodes, e, o, weights)
-                    if drop_path and self.training and self.operation(e, o).droppable:
-                        term = drop(term, drop_path)
-                    terms.append(term)
-            nodes.append(self._node(terms, nodes))
+            places = [(e, o) for e in edges for o in columns[e]]
+            terms = [self._dropped(self._term(nodes, e, o, weights), e, o, drop) for e, o in places]
+            nodes.append(self._node(places, terms, nodes))
             assert len(nodes) == node + 1
         return self._exit(nodes)
 
@@ -94,9 +128,10 @@ class CellNetwork(nn.Module):
         Args:
             inputs: The inputs as in `forward`.
             weights: The mixing weights.
-            columns: The operations to compute, one set for each output.
+            columns: The operations that are open, one set for each output.
         """
         entrances = self._entrances(inputs)
+        columns = [self.with_terms(own) for own in columns]
         variants = [list(entrances) for _ in columns]
         for _, edges in self._into:
             terms: dict[tuple[Source, int, int], Term] = {}
@@ -107,15 +142,30 @@ class CellNetwork(nn.Module):
                     for key in summands:
                         if key not in terms:
                             terms[key] = self._term(nodes, *key[1:], weights)
-                    sums[summands] = self._node([terms[key] for key in summands], nodes)
+                    places = [(e, o) for _, e, o in summands]
+                    sums[summands] = self._node(places, [terms[key] for key in summands], nodes)
                 nodes.append(sums[summands])
         return [self._exit(nodes) for nodes in variants]
 
     def _term(self, nodes: Sequence[Source], edge: int, column: int, weights: Weights | None) -> Term:
         """Returns the weighted output of one operation on one edge."""
         weight = None if weights is None else weights[edge][column]
-        term: Term = self.operation(edge, column)(nodes[self.cell.edges[edge].source], weight)
+        source, op = nodes[self.cell.edges[edge].source], self.operation(edge, column)
+        if self.share > 1:
+            first, rest = source.split(self.part)
+            source = rest if isinstance(op, Bypass) else first
+            if weight is not None and weight.dim() == 1:
+                weight = weight[: source.x.shape[1]]
+        term: Term = op(source, weight)
         return term
+
+    def _dropped(self, term: Term, edge: int, column: int, drop: Drop) -> Term:
+        """Returns what is left of an operation's output after what is left out at random."""
+        if term is None or drop is NO_DROP or not self.training:
+            return term
+        if drop.skip and "skip_connect" in self.cell.edges[edge].ops[column : column + 1]:
+            return F.dropout(value(term), drop.skip)
+        return drop_path(term, drop.path) if drop.path and self.operation(edge, column).droppable else term
 
     def inputs(self, states: tuple[Source, Source]) -> Sequence[Source]:
         """Returns what the cell reads of the outputs of the two blocks before it."""
@@ -133,12 +183,38 @@ class CellNetwork(nn.Module):
             return nodes[-1]
         return Source(torch.cat([_DenseGradient.apply(node.x) for node in nodes[self.cell.num_inputs :]], dim=1))
 
-    def _node(self, terms: Sequence[Term], nodes: Sequence[Source]) -> Source:
+    def _node(self, places: Sequence[tuple[int, int]], terms: Sequence[Term], nodes: Sequence[Source]) -> Source:
         """The node with the sum of these terms, which is zeros of a node's shape where there is nothing to add."""
-        total = weighted_sum(terms)
-        if total is not None:
-            return Source(total)
-        return Source(torch.zeros_like(nodes[0].x[:, :, :: self.stride, :: self.stride]))
+        summed: Sequence[Term] = terms
+        passing: Sequence[Term] = ()
+        offsets: Sequence[Tensor] = ()
+        if self._terms:
+            kinds = [type(self.operation(e, o)) for e, o in places]
+            summed = [t for t, kind in zip(terms, kinds, strict=True) if kind not in (Bypass, Offset)]
+            passing = [t for t, kind in zip(terms, kinds, strict=True) if kind is Bypass]
+            offsets = [t for t, kind in zip(terms, kinds, strict=True) if kind is Offset and isinstance(t, Tensor)]
+        passed = weighted_sum(passing)
+        total = weighted_sum(summed)
+        if total is None:
+            like = nodes[0].x if passed is None else nodes[0].x[:, : self.part]
+            total = torch.zeros_like(like[:, :, :: self.stride, :: self.stride])
+        for offset in offsets:
+            total = total + offset
+        return Source(total if passed is None else _shuffled(torch.cat([total, passed], dim=1), self.share))
+
+
+_TERMS: dict[str, Callable[[Setting], Operation]] = {
+    "auxiliary_skip": skip,
+    "bypass": lambda place: Bypass(place.stride),
+    "offset": lambda place: Offset(),
+}
+
+
+def _shuffled(x: Tensor, groups: int) -> Tensor:
+    """Returns the channels with one of each group in turn (ShuffleNet, https://arxiv.org/abs/1707.01083)."""
+    batch, channels, height, width = x.shape
+    shuffled = x.view(batch, groups, channels // groups, height, width).transpose(1, 2).reshape(x.shape)
+    return shuffled.contiguous(memory_format=torch.channels_last)
 
 
 class _DenseGradient(torch.autograd.Function):
@@ -156,7 +232,7 @@ class _DenseGradient(torch.autograd.Function):
         return gradient.contiguous(memory_format=torch.channels_last)
 
 
-def drop(term: Term, probability: float) -> Term:
+def drop_path(term: Term, probability: float) -> Term:
     """Zeroes whole pictures at random and scales the others so that the mean stays (drop path, Larsson et al. 2017).
 
     Args:

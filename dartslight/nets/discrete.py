@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dartslight.errors import InputError
 from dartslight.genotype import Genotype
-from dartslight.nets.cell import CellNetwork
+from dartslight.nets.cell import NO_DROP, CellNetwork, Drop
 from dartslight.nets.network import Network, Stem
 from dartslight.nets.operations import Source
 from dartslight.spaces import Block
@@ -103,9 +103,10 @@ class DiscreteNetwork(Network):
             images: (batch, 3, height, width).
             drop_path: Probability with which a picture loses the output of an operation (training only).
         """
+        drop = Drop(drop_path) if drop_path else NO_DROP
 
         def apply(_: Block, network: CellNetwork, inputs: Sequence[Source]) -> Source:
-            out: Source = network(inputs, drop_path=drop_path)
+            out: Source = network(inputs, drop=drop)
             return out
 
         states, middle, last = self.start(images), 0, len(self.blocks)

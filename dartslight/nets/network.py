@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dartslight.errors import InputError
 from dartslight.nets.allocation import keep_freed_memory
-from dartslight.nets.cell import CellNetwork
+from dartslight.nets.cell import CellNetwork, EdgeTerm
 from dartslight.nets.operations import Conv, FactorizedReduce, Noise, Operation, Setting, Source
 from dartslight.nets.weighted_sum import BatchNorm, value
 from dartslight.spaces import Block, Cell, layout
@@ -84,6 +84,8 @@ class Network(nn.Module):
         normalise_pools: Whether a batch normalisation follows a pooling inside the cells.
         track: Whether batch normalisations keep running statistics.
         stem: ``cifar`` for small pictures; ``imagenet`` makes an eighth of the size first (``darts`` networks only).
+        share: The operations of an edge see one in so many channels (PC-DARTS).
+        terms: What every edge carries beside its operations.
     """
 
     def __init__(
@@ -98,6 +100,8 @@ class Network(nn.Module):
         normalise_pools: bool,
         track: bool = True,
         stem: Stem = "cifar",
+        share: int = 1,
+        terms: Sequence[EdgeTerm] = (),
     ) -> None:
         super().__init__()
         keep_freed_memory()
@@ -106,7 +110,13 @@ class Network(nn.Module):
                 f"init_channels is {init_channels} and there are {num_classes} classes, but both must be at least 2."
             )
         self.layout = layout(macro, num_cells)
-        setting = Setting(init_channels, 1, affine, track, normalise_pools)
+        if share < 1 or init_channels % share or init_channels < 2 * share:
+            raise InputError(
+                f"init_channels is {init_channels} and partial_channels {share}, but one in so many channels must be a "
+                f"whole number of at least 2; give a multiple of {max(share, 1)} from {2 * max(share, 1)} on."
+            )
+        setting = Setting(init_channels, 1, affine, track, normalise_pools, share)
+        self.terms: tuple[EdgeTerm, ...] = ("bypass", *terms) if share > 1 else tuple(terms)
         self.blocks = nn.ModuleList()
         if macro == "darts":
             self.stem, channels = self._add_chain(cells, setting, stem)
@@ -136,7 +146,7 @@ class Network(nn.Module):
             )
             newer_op = Conv(newer, channels, 1, 1, setting.affine, track)
             place = replace(setting, channels=channels, stride=2 if block.reduction else 1)
-            self.blocks.append(CellNetwork(cell, (older_op, newer_op), place))
+            self.blocks.append(CellNetwork(cell, (older_op, newer_op), place, self.terms))
             older, newer, halved = newer, channels * cell.num_nodes, block.reduction
         return first, newer
 
@@ -148,7 +158,8 @@ class Network(nn.Module):
                 self.blocks.append(ResidualBlock(channels, init * block.width, setting.track))
                 channels = init * block.width
             else:
-                self.blocks.append(CellNetwork(cells[block.cell], (), replace(setting, channels=channels)))
+                cell, place = cells[block.cell], replace(setting, channels=channels)
+                self.blocks.append(CellNetwork(cell, (), place, self.terms))
         return _small_stem(init, setting.track), channels
 
     def start(self, images: Tensor) -> State:

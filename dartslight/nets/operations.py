@@ -30,12 +30,13 @@ class Source:
         x: The node's output, (batch, channels, height, width).
     """
 
-    __slots__ = ("_relu", "_values", "x")
+    __slots__ = ("_relu", "_split", "_values", "x")
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
         self._relu: Tensor | None = None
         self._values: dict[nn.Module, Tensor] = {}
+        self._split: tuple[Source, Source] | None = None
 
     @property
     def relu(self) -> Tensor:
@@ -43,6 +44,14 @@ class Source:
         if self._relu is None:
             self._relu = F.relu(self.x)
         return self._relu
+
+    def split(self, channels: int) -> "tuple[Source, Source]":
+        """Returns the first so many channels and the others, cut once."""
+        if self._split is None:
+            parts = (self.x[:, :channels], self.x[:, channels:])
+            first, rest = (Source(x.contiguous(memory_format=torch.channels_last)) for x in parts)
+            self._split = first, rest
+        return self._split
 
     def once(self, module: nn.Module) -> Tensor:
         """Returns a module's value at this output, computed once."""
@@ -61,6 +70,7 @@ class Setting:
         affine: Whether its batch normalisations have a learned scale and shift.
         track: Whether its batch normalisations keep running statistics.
         normalise_pools: Whether a batch normalisation follows a pooling.
+        share: The operations of an edge see one in so many channels; the others pass by them (PC-DARTS).
     """
 
     channels: int
@@ -68,6 +78,7 @@ class Setting:
     affine: bool
     track: bool
     normalise_pools: bool
+    share: int = 1
 
 
 class Operation(nn.Module):
@@ -218,6 +229,32 @@ class FactorizedReduce(Operation):
         return Normalised(torch.cat([self.even(even), self.odd(odd)], dim=1), self.norm, weight)
 
 
+class Bypass(Operation):
+    """The channels that pass by the operations of an edge (PC-DARTS), max-pooled to half the size with stride 2."""
+
+    shared = True
+    droppable = False
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.pooled = nn.MaxPool2d(2, 2, ceil_mode=True) if stride == 2 else nn.Identity()
+
+    def forward(self, source: Source, weight: Weight) -> Scaled:
+        """Returns the weighted channels."""
+        return Scaled(source.once(self.pooled), weight)
+
+
+class Offset(Operation):
+    """The weight itself, added to every number: how operations that were not sampled get a derivative (GDAS)."""
+
+    shared = True
+    droppable = False
+
+    def forward(self, source: Source, weight: Weight) -> Tensor | None:
+        """Returns the weight in a shape that meets pictures'."""
+        return weight if weight is None or weight.dim() == 4 else weight.view(1, -1, 1, 1)
+
+
 _Stage = tuple[DepthwiseConv, nn.Conv2d, BatchNorm]
 
 
@@ -248,7 +285,8 @@ class SeparableConv(Operation):
         return normalised(pointwise, norm, depthwise(y), weight)
 
 
-def _skip(setting: Setting) -> Operation:
+def skip(setting: Setting) -> Operation:
+    """Returns ``skip_connect``: the input as it is, or halved in size."""
     if setting.stride == 1:
         return Identity()
     return FactorizedReduce(setting.channels, setting.channels, setting.affine, setting.track)
@@ -263,7 +301,7 @@ OPERATIONS: dict[str, Callable[[Setting], Operation]] = {
     "noise": lambda s: Noise(s.stride),
     "max_pool_3x3": lambda s: Pool("max", s),
     "avg_pool_3x3": lambda s: Pool("avg", s),
-    "skip_connect": _skip,
+    "skip_connect": skip,
     "sep_conv_3x3": lambda s: SeparableConv(3, 1, 2, s),
     "sep_conv_5x5": lambda s: SeparableConv(5, 1, 2, s),
     "dil_conv_3x3": lambda s: SeparableConv(3, 2, 1, s),

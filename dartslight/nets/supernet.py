@@ -14,14 +14,17 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dartslight.errors import InputError
-from dartslight.nets.cell import CellNetwork, Columns, Weights
+from dartslight.nets.cell import NO_DROP, CellNetwork, Columns, Drop, EdgeTerm, Weights
 from dartslight.nets.network import Network, RunCell, State
 from dartslight.nets.operations import Source
 from dartslight.nets.weighted_sum import keeping_all, repeated
 from dartslight.spaces import Block, Choices, SearchSpace
 
 Mixing = Mapping[str, Tensor]
-"""The mixing weights of each cell type: (edges, ops), or (batch, edges, ops) for weights of each picture's own."""
+"""The mixing weights of each cell type: (edges, ops), or (batch, edges, ops) for weights of each picture's own.
+
+Where edges carry more than operations (`Supernet.terms`), the weights of that follow those of the operations.
+"""
 
 
 class Supernet(Network):
@@ -39,6 +42,9 @@ class Supernet(Network):
             evaluation uses the statistics of each batch.
         checkpoint_cells: Whether a training step keeps only what goes in and out of each cell and computes the cell
             again for its derivative: the same numbers with less memory and more time.
+        partial_channels: The operations of an edge see one in so many channels, the others pass by them and all are
+            shuffled (PC-DARTS, https://arxiv.org/abs/1907.05737); 1 for all channels.
+        terms: What every edge carries beside its operations, and the bypass if there is one.
     """
 
     def __init__(
@@ -49,6 +55,8 @@ class Supernet(Network):
         num_classes: int,
         track_statistics: bool = True,
         checkpoint_cells: bool = False,
+        partial_channels: int = 1,
+        terms: Sequence[EdgeTerm] = (),
     ) -> None:
         super().__init__(
             space.macro,
@@ -59,6 +67,8 @@ class Supernet(Network):
             affine=False,
             normalise_pools=space.macro == "darts",
             track=track_statistics,
+            share=partial_channels,
+            terms=terms,
         )
         missing = {cell.name for cell in space.cells} - {block.cell for block in self.layout}
         if missing:
@@ -89,18 +99,21 @@ class Supernet(Network):
 
         self._compiled = torch.compile(whole, mode=mode, dynamic=False)
 
-    def forward(self, images: Tensor, mixing: Mixing, choices: Choices | None = None) -> Tensor:
+    def forward(self, images: Tensor, mixing: Mixing, choices: Choices | None = None, drop: Drop = NO_DROP) -> Tensor:
         """Returns the logits, (batch, classes).
 
         Args:
             images: (batch, 3, height, width).
             mixing: The mixing weights.
             choices: The operations that are still open; others are not computed, whatever their weight. None for all.
+            drop: What is left out at random in training.
         """
-        (logits,) = self.forward_each(images, [(mixing, choices)])
+        (logits,) = self.forward_each(images, [(mixing, choices)], drop)
         return logits
 
-    def forward_each(self, images: Tensor, variants: Sequence[tuple[Mixing, Choices | None]]) -> list[Tensor]:
+    def forward_each(
+        self, images: Tensor, variants: Sequence[tuple[Mixing, Choices | None]], drop: Drop = NO_DROP
+    ) -> list[Tensor]:
         """Returns the logits of several mixings of the same images.
 
         Variants with one and the same mixing, as an object, share what does not differ between their choices:
@@ -109,14 +122,15 @@ class Supernet(Network):
         Args:
             images: (batch, 3, height, width).
             variants: Pairs of mixing weights and open operations as in `forward`.
+            drop: What is left out at random in training; not with several variants.
         """
         if self._compiled is not None:
-            return [self._compiled(images, _masked(mixing, choices)) for mixing, choices in variants]
+            return [self._compiled(images, self._masked(mixing, choices)) for mixing, choices in variants]
         start = self.start(images)
         logits: dict[int, Tensor] = {}
         for mixing in {id(mixing): mixing for mixing, _ in variants}.values():
             places = [i for i, (own, _) in enumerate(variants) if own is mixing]
-            logits.update(zip(places, self._mixed(start, mixing, [variants[i][1] for i in places]), strict=True))
+            logits.update(zip(places, self._mixed(start, mixing, [variants[i][1] for i in places], drop), strict=True))
         return [logits[i] for i in range(len(variants))]
 
     @contextlib.contextmanager
@@ -134,7 +148,19 @@ class Supernet(Network):
             for w in weights:
                 w.requires_grad_(True)
 
-    def _mixed(self, start: State, mixing: Mixing, choices: Sequence[Choices | None]) -> Iterator[Tensor]:
+    def _masked(self, mixing: Mixing, choices: Choices | None) -> Mixing:
+        """Returns mixing weights that are 0 where nothing is open."""
+        if choices is None:
+            return mixing
+        masked = {}
+        for cell, weights in mixing.items():
+            ops = weights.shape[-1] - len(self.terms)
+            is_open = open_mask(choices, cell, weights[..., :ops])
+            kept = is_open.any(dim=-1, keepdim=True).expand(-1, len(self.terms))
+            masked[cell] = weights * torch.cat([is_open, kept], dim=-1)
+        return masked
+
+    def _mixed(self, start: State, mixing: Mixing, choices: Sequence[Choices | None], drop: Drop) -> Iterator[Tensor]:
         """Yields the logits of one mixing for each set of choices."""
         weights: dict[tuple[str, int], Weights] = {}
 
@@ -149,7 +175,7 @@ class Supernet(Network):
 
         def runner(own: Choices | None) -> RunCell:
             run = _run_again if self.checkpoint_cells and torch.is_grad_enabled() else CellNetwork.__call__
-            return lambda block, cell, inputs: run(cell, inputs, weights_at(block), columns_at(block, own))
+            return lambda block, cell, inputs: run(cell, inputs, weights_at(block), columns_at(block, own), drop)
 
         differing = [
             i for i, block in enumerate(self.layout) if block.cell and len({columns_at(block, c) for c in choices}) > 1
@@ -161,31 +187,26 @@ class Supernet(Network):
             yield from (logits for _ in choices)
             return
         block, cell = self.layout[first], cast("CellNetwork", self.blocks[first])
-        columns = [columns_at(block, own) or cell.all_columns for own in choices]
+        columns = [columns_at(block, own) or [range(len(e.ops)) for e in cell.cell.edges] for own in choices]
         for own, out in zip(choices, cell.forward_each(cell.inputs(common), weights_at(block), columns), strict=True):
             states = self.advance((common[1], out), range(first + 1, last), runner(own))
             yield self.classify(states[1])
 
 
-def _run_again(cell: CellNetwork, inputs: Sequence[Source], weights: Weights, columns: Columns | None) -> Source:
+def _run_again(
+    cell: CellNetwork, inputs: Sequence[Source], weights: Weights, columns: Columns | None, drop: Drop
+) -> Source:
     """Runs a cell, and runs it again when its derivative is wanted."""
 
     def run(*states: Tensor) -> Tensor:
         with keeping_all():
-            out: Source = cell([Source(x) for x in states], weights, columns)
+            out: Source = cell([Source(x) for x in states], weights, columns, drop)
         return out.x
 
     states = (source.x for source in inputs)
     return Source(
         checkpoint(run, *states, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), repeated()))
     )
-
-
-def _masked(mixing: Mixing, choices: Choices | None) -> Mixing:
-    """Returns mixing weights that are 0 where an operation is not open."""
-    if choices is None:
-        return mixing
-    return {cell: weights * open_mask(choices, cell, weights) for cell, weights in mixing.items()}
 
 
 def open_mask(choices: Choices, cell: str, like: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ from dartslight.selection.rule import (
     Outcome,
     Rule,
     Schedule,
+    SearchPlan,
     Supernet,
     Tuning,
     Variant,
@@ -159,16 +160,14 @@ class Perturbation(Rule):
         """Returns how the supernet is fine-tuned between the decision points."""
         return self._tuning
 
-    def schedule(self, space: SearchSpace) -> Schedule:
-        """Returns the decision points, ``interval`` epochs apart, and the number of fine-tuning epochs."""
-        count, k = len(_questions(space, self.interleave)), self.interval
-        points = [k * i for i in range(count)]
-        if not self.settings.tune_after_last or k == 0:
-            return Schedule(tuple(points), points[-1])
-        if space.inputs_per_node is None:
+    def schedule(self, plan: SearchPlan) -> Schedule:
+        """Returns the decision points after the search, ``interval`` epochs apart."""
+        count, k = len(_questions(plan.space, self.interleave)), self.interval
+        points, tune_after = [k * i for i in range(count)], int(self.settings.tune_after_last and k > 0)
+        if tune_after and plan.space.inputs_per_node is None:
             # The published NAS-Bench-201 script decides the last edge at the start of its last epoch.
             points[-1] = max(0, points[-1] - 1)
-        return Schedule(tuple(points), points[-1] + 1)
+        return Schedule(tuple(plan.epochs + point for point in points), points[-1] + tune_after)
 
     def decide(self, supernet: Supernet, point: int, seed: int) -> Outcome:
         """Takes the decisions of one point: an edge, or a node's inputs, of each cell type that is due."""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -32,16 +32,34 @@ class Tuning:
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
-    """When a rule decides, in epochs after the search.
+class SearchPlan:
+    """The search whose supernet a rule decides.
 
     Args:
-        points: For each decision point the number of fine-tuning epochs before it, in ascending order.
-        epochs: The number of fine-tuning epochs in all.
+        space: The search space.
+        epochs: Number of its epochs.
+        stage_ends: For each of its stages the number of epochs at its end; the last one is that of the search.
+        is_over: Whether it ended before this run, so that nothing can be decided on the way.
     """
 
-    points: tuple[int, ...] = (0,)
-    epochs: int = 0
+    space: SearchSpace
+    epochs: int
+    stage_ends: tuple[int, ...] = ()
+    is_over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When a rule decides.
+
+    Args:
+        points: For each decision point the number of epochs before it, from the start of the search and in ascending
+            order; those after the search are epochs of fine-tuning.
+        tuning_epochs: The number of fine-tuning epochs in all.
+    """
+
+    points: tuple[int, ...]
+    tuning_epochs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +112,17 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a rule answers at a decision point: the choices now, and the decisions that led there."""
+    """What a rule answers at a decision point.
+
+    Args:
+        choices: What is open now.
+        decisions: The decisions that led there.
+        ends_run: Whether nothing is left to do, although decision points or epochs are left.
+    """
 
     choices: Choices
     decisions: tuple[Decision, ...]
+    ends_run: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +188,10 @@ class Supernet(Protocol):
     def choices(self) -> Choices:
         """What is open now."""
 
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What the rule has noted so far, as plain values by names of its own; checkpoints keep it."""
+
     def mixing(self, choices: Choices) -> Mixing:
         """Returns the mixing weights if these choices were the present ones."""
 
@@ -179,9 +208,24 @@ class Rule(ABC):
         """Returns how the supernet is fine-tuned between the decision points."""
         return Tuning()
 
-    def schedule(self, space: SearchSpace) -> Schedule:
-        """Returns when the rule decides; by default everything at once after the search."""
-        return Schedule()
+    def schedule(self, plan: SearchPlan) -> Schedule:
+        """Returns when the rule decides; by default everything at once after the search.
+
+        Args:
+            plan: The search.
+
+        Raises:
+            InputError: If the rule cannot decide such a search.
+        """
+        return Schedule((plan.epochs,))
+
+    def observe(self, supernet: Supernet, epochs: int) -> None:  # noqa: B027 - rules need not look
+        """Sees the supernet after each epoch of the search, before anything is decided; by default it does nothing.
+
+        Args:
+            supernet: The supernet; its ``memory`` may be written to.
+            epochs: Number of finished epochs.
+        """
 
     @abstractmethod
     def decide(self, supernet: Supernet, point: int, seed: int) -> Outcome:

@@ -1,18 +1,30 @@
 """Search strategies: a relaxation turns architecture parameters into mixing weights, a gradient teaches them."""
 
-from dartslight.strategies.architecture import Architecture, detached
+from dartslight.strategies.architecture import Architecture, AuxiliarySkip, Sample, detached
+from dartslight.strategies.combinations import check_combination
 from dartslight.strategies.gradients import ArchitectureGradient, Bilevel, FiniteDifference, FirstOrder, Fixed, Unrolled
-from dartslight.strategies.relaxations import Relaxation, Softmax
+from dartslight.strategies.relaxations import Dirichlet, Gumbel, Relaxation, Sigmoid, Softmax
+from dartslight.strategies.smoothing import AdversarialSmoothing, RandomSmoothing, Rows, Smoothing
 
 __all__ = [
+    "AdversarialSmoothing",
     "Architecture",
     "ArchitectureGradient",
+    "AuxiliarySkip",
     "Bilevel",
+    "Dirichlet",
     "FiniteDifference",
     "FirstOrder",
     "Fixed",
+    "Gumbel",
+    "RandomSmoothing",
     "Relaxation",
+    "Rows",
+    "Sample",
+    "Sigmoid",
+    "Smoothing",
     "Softmax",
     "Unrolled",
+    "check_combination",
     "detached",
 ]

@@ -1,51 +1,167 @@
 """The architecture parameters, in a small module of their own, apart from all operation weights."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dartslight.nets import Mixing, open_mask
+from dartslight.nets import EdgeTerm, Mixing, open_mask
 from dartslight.spaces import Choices, SearchSpace
 from dartslight.strategies.relaxations import Relaxation
+from dartslight.strategies.smoothing import Rows
 
-Alphas = Mapping[str, Tensor]
-"""The architecture parameters of each cell type, (edges, ops)."""
+AuxiliarySkip = Literal["linear", "cosine"]
+"""How the weight of an auxiliary skip connection falls from 1 to 0 over the search."""
+
+
+class Sample(NamedTuple):
+    """What a training pass runs with: mixing weights, and the operations that it computes."""
+
+    mixing: Mixing
+    choices: Choices
 
 
 class Architecture(nn.Module):
     """Architecture parameters and the relaxation that turns them into mixing weights.
 
+    A decided edge gives its operation the weight 1 and an edge that is gone has none, so that their hidden parameters
+    receive a gradient of exactly 0.
+
     Args:
         space: The search space.
         relaxation: How the parameters become weights.
         init_std: Standard deviation of the normal numbers that the parameters start from (published code: 1e-3).
+        edge_normalisation: Whether the edges into a node share a weight of 1 by a softmax over parameters of their own
+            (PC-DARTS, https://arxiv.org/abs/1907.05737).
+        auxiliary_skip: How the weight of a skip connection on every edge, which is never chosen, falls from 1 to 0
+            (DARTS-, https://arxiv.org/abs/2009.01027); None for no such skip connection.
+        terms: What every edge of the supernet carries beside its operations (`Supernet.terms`).
     """
 
-    def __init__(self, space: SearchSpace, relaxation: Relaxation, init_std: float = 1e-3) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        relaxation: Relaxation,
+        init_std: float = 1e-3,
+        edge_normalisation: bool = False,
+        auxiliary_skip: AuxiliarySkip | None = None,
+        terms: Sequence[EdgeTerm] = (),
+    ) -> None:
         super().__init__()
-        self.relaxation = relaxation
+        self.relaxation, self.auxiliary_skip, self.terms = relaxation, auxiliary_skip, tuple(terms)
+        self.init_std = init_std
         shapes = {cell.name: (len(cell.edges), max(len(edge.ops) for edge in cell.edges)) for cell in space.cells}
         self.alphas = nn.ParameterDict({name: init_std * torch.randn(shape) for name, shape in shapes.items()})
+        self.betas = nn.ParameterDict()
+        if edge_normalisation:
+            self.betas.update({name: init_std * torch.randn(shape[0]) for name, shape in shapes.items()})
+        for cell in space.cells:
+            nodes = torch.tensor([edge.node for edge in cell.edges])
+            self.register_buffer(f"_meet_{cell.name}", nodes == nodes.unsqueeze(1), persistent=False)
 
-    def forward(self, choices: Choices, alphas: Alphas | None = None) -> dict[str, Tensor]:
-        """Returns the mixing weights.
-
-        A decided edge gives its operation the weight 1 and an edge that is gone has none, so that their hidden
-        parameters receive a gradient of exactly 0.
+    def forward(self, choices: Choices, progress: float = 1.0) -> Mixing:
+        """Returns the mixing weights that a supernet is measured and decided with.
 
         Args:
             choices: The operations that are still open.
-            alphas: Parameters to use in place of the module's own.
+            progress: Share of the search that is over, from 0 to 1.
         """
-        mixing = {}
-        for cell, alpha in (self.alphas if alphas is None else alphas).items():
+        return self.compose(self._rows(choices, None), choices, progress)
+
+    def sample(self, choices: Choices, progress: float, disturb: Callable[[Rows], Rows] | None = None) -> Sample:
+        """Returns what one training pass runs with.
+
+        Args:
+            choices: The operations that are still open.
+            progress: Share of the search that is over, from 0 to 1.
+            disturb: Changes the weights of the operations before they become mixing weights.
+        """
+        rows: Rows = self._rows(choices, progress)
+        if disturb is not None:
+            rows = disturb(rows)
+        own = _drawn(rows, choices) if self.relaxation.samples_one else choices
+        return Sample(self.compose(rows, choices, progress), own)
+
+    def compose(self, rows: Rows, choices: Choices, progress: float) -> Mixing:
+        """Returns the mixing weights of the supernet for weights of the operations.
+
+        Args:
+            rows: The weights of the operations, (edges, ops) for each cell type.
+            choices: The operations that are still open.
+            progress: Share of the search that is over, from 0 to 1.
+        """
+        return {cell: self._composed(cell, row, open_mask(choices, cell, row), progress) for cell, row in rows.items()}
+
+    def penalty(self, choices: Choices) -> Tensor | None:
+        """Returns what the relaxation adds to the validation loss, averaged over cell types, or None.
+
+        Args:
+            choices: The operations that are still open.
+        """
+        each = []
+        for cell, alpha in self.alphas.items():
+            is_open = open_mask(choices, cell, alpha)
+            own = self.relaxation.penalty(alpha, is_open & (is_open.sum(dim=-1, keepdim=True) > 1))
+            if own is not None:
+                each.append(own)
+        return torch.stack(each).mean() if each else None
+
+    def _rows(self, choices: Choices, progress: float | None) -> dict[str, Tensor]:
+        """The weights of the operations: drawn at a place in the search, or those to measure with."""
+        rows = {}
+        for cell, alpha in self.alphas.items():
             is_open = open_mask(choices, cell, alpha)
             undecided = is_open.sum(dim=-1, keepdim=True) > 1
-            mixing[cell] = torch.where(undecided, self.relaxation(alpha, is_open), is_open.to(alpha.dtype))
-        return mixing
+            relax = self.relaxation
+            weights = relax(alpha, is_open) if progress is None else relax.sample(alpha, is_open, progress)
+            rows[cell] = torch.where(undecided, weights, is_open.to(alpha.dtype))
+        return rows
+
+    def _composed(self, cell: str, row: Tensor, is_open: Tensor, progress: float) -> Tensor:
+        present = is_open.any(dim=-1)
+        edges = present.to(row.dtype)
+        mixing = row
+        if cell in self.betas:
+            edges = _shares(self.betas[cell], self.get_buffer(f"_meet_{cell}"), present)
+            mixing = row * edges.unsqueeze(-1)
+        if not self.terms:
+            return mixing
+        weights = {"bypass": edges, "auxiliary_skip": edges * self._auxiliary(progress)}
+        if "offset" in self.terms:
+            # What was not drawn has the weight 0; the sum gives it the derivative of a number added to the node.
+            weights["offset"] = torch.where(row == 0, mixing, 0.0).sum(dim=-1)
+        return torch.cat([mixing, torch.stack([weights[term] for term in self.terms], dim=-1)], dim=-1)
+
+    def _auxiliary(self, progress: float) -> float:
+        """The weight of the auxiliary skip connection."""
+        if self.auxiliary_skip == "linear":
+            return 1 - progress
+        return (1 + math.cos(math.pi * progress)) / 2
 
 
-def detached(mixing: Mixing) -> dict[str, Tensor]:
+def _drawn(rows: Rows, choices: Choices) -> Choices:
+    """Returns choices in which of every undecided edge only the operation with the largest weight is left."""
+    for cell, row in rows.items():
+        largest = row.argmax(dim=-1).tolist()
+        for e in choices.undecided(cell):
+            choices = choices.decide((cell, e), largest[e])
+    return choices
+
+
+def _shares(betas: Tensor, meet: Tensor, present: Tensor) -> Tensor:
+    """Returns the softmax of each edge's parameter among the edges into its node that are present, (edges,).
+
+    Args:
+        betas: The parameters, (edges,).
+        meet: Which edges lead into one node, (edges, edges).
+        present: Whether each edge is left, (edges,); others get 0.
+    """
+    exponentials = torch.where(present, (betas - betas.detach().max()).exp(), 0.0)
+    return exponentials / (meet.to(betas.dtype) @ exponentials).clamp_min(torch.finfo(betas.dtype).tiny)
+
+
+def detached(mixing: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the mixing weights as constants, for a step that must not reach the architecture parameters."""
     return {cell: weights.detach() for cell, weights in mixing.items()}

@@ -16,8 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Loss = Callable[[Sequence[Tensor] | None, Sequence[Tensor]], Tensor]
-"""A loss of (weights, alphas); weights None stands for the network just as it is, running statistics included."""
+Loss = Callable[[Sequence[Tensor] | None], Tensor]
+"""A loss at some operation weights and the present architecture parameters.
+
+None stands for the network just as it is, running statistics included.
+"""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class FirstOrder(ArchitectureGradient):
 
     def __call__(self, problem: Bilevel) -> tuple[Tensor, ...]:
         """Returns d L_val(w, alpha) / d alpha."""
-        return problem.gradient(problem.val_loss(None, problem.alphas), problem.alphas)
+        return problem.gradient(problem.val_loss(None), problem.alphas)
 
 
 class SecondOrder(ArchitectureGradient):
@@ -103,14 +106,14 @@ class SecondOrder(ArchitectureGradient):
     def __call__(self, problem: Bilevel) -> tuple[Tensor, ...]:
         """Returns the gradient."""
         stepped = self._virtual_step(problem)
-        gradients = problem.gradient(problem.val_loss(stepped, problem.alphas), [*stepped, *problem.alphas])
+        gradients = problem.gradient(problem.val_loss(stepped), [*stepped, *problem.alphas])
         direction, direct = problem.average(gradients[: len(stepped)]), gradients[len(stepped) :]
         implicit = self._implicit(problem, direction)
         return tuple(g - problem.learning_rate * h for g, h in zip(direct, implicit, strict=True))
 
     def _virtual_step(self, problem: Bilevel) -> list[Tensor]:
         """Returns the weights after one step of the weight optimizer on the training batch, without clipping."""
-        loss = problem.train_loss(problem.weights, problem.alphas)
+        loss = problem.train_loss(problem.weights)
         gradients = problem.average(problem.gradient(loss, problem.weights))
         stepped = []
         for w, gradient, buffer in zip(problem.weights, gradients, problem.momentum_buffers, strict=True):
@@ -129,7 +132,7 @@ class Unrolled(SecondOrder):
     """The exact gradient through one virtual weight step, by differentiating twice."""
 
     def _implicit(self, problem: Bilevel, direction: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        loss = problem.train_loss(problem.weights, problem.alphas)
+        loss = problem.train_loss(problem.weights)
         slopes = problem.gradient(loss, problem.weights, create_graph=True)
         product = torch.stack([(g * d).sum() for g, d in zip(slopes, direction, strict=True)]).sum()
         return problem.gradient(product, problem.alphas)
@@ -155,6 +158,6 @@ class FiniteDifference(SecondOrder):
 
         def slope(sign: float) -> tuple[Tensor, ...]:
             moved = [w.detach() + sign * eps * d for w, d in zip(problem.weights, direction, strict=True)]
-            return problem.gradient(problem.train_loss(moved, problem.alphas), problem.alphas)
+            return problem.gradient(problem.train_loss(moved), problem.alphas)
 
         return tuple((plus - minus) / (2 * eps) for plus, minus in zip(slope(+1), slope(-1), strict=True))

@@ -1,17 +1,33 @@
 """Relaxations: how architecture parameters become mixing weights."""
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.distributions import Gamma
+
+from dartslight.errors import InputError, check_least
 
 
 class Relaxation(ABC):
     """Turns the architecture parameters of one cell type into mixing weights; holds settings, no parameters."""
 
+    is_random = False
+    """Whether training passes draw their mixing weights."""
+
+    samples_one = False
+    """Whether a draw chooses one operation of each edge, so that no other is computed."""
+
+    sums_to_one = True
+    """Whether the operations of an edge share a weight of 1."""
+
     @abstractmethod
     def __call__(self, alphas: Tensor, is_open: Tensor) -> Tensor:
         """Returns the mixing weights of the edges that are still undecided; decided edges are not looked at.
+
+        This is what a supernet is measured and decided with, so nothing in it is random.
 
         Args:
             alphas: The architecture parameters, (edges, ops).
@@ -20,6 +36,30 @@ class Relaxation(ABC):
         Returns:
             The mixing weights, (edges, ops), 0 where an operation is not open.
         """
+
+    def sample(self, alphas: Tensor, is_open: Tensor, progress: float) -> Tensor:
+        """Returns the mixing weights of one training pass, which may be random.
+
+        Args:
+            alphas: The architecture parameters, (edges, ops).
+            is_open: Whether each operation can still be chosen, (edges, ops).
+            progress: Share of the search that is over, from 0 to 1.
+        """
+        return self(alphas, is_open)
+
+    def penalty(self, alphas: Tensor, is_open: Tensor) -> Tensor | None:
+        """Returns what is added to the validation loss in an architecture step, or None.
+
+        Args:
+            alphas: The architecture parameters of undecided edges, (edges, ops).
+            is_open: Whether each operation can still be chosen, (edges, ops).
+        """
+        return None
+
+
+def _only_open(alphas: Tensor, is_open: Tensor) -> Tensor:
+    """Returns the parameters, minus infinity where an operation is not open; a row with nothing open stays finite."""
+    return alphas.masked_fill(~is_open & is_open.any(dim=-1, keepdim=True), -torch.inf)
 
 
 class Softmax(Relaxation):
@@ -30,5 +70,133 @@ class Softmax(Relaxation):
 
     def __call__(self, alphas: Tensor, is_open: Tensor) -> Tensor:
         """Returns the softmax of each row over its open operations."""
-        hidden = ~is_open & is_open.any(dim=-1, keepdim=True)  # a row with nothing open must not become NaN
-        return torch.softmax(alphas.masked_fill(hidden, -torch.inf), dim=-1)
+        return torch.softmax(_only_open(alphas, is_open), dim=-1)
+
+
+class Sigmoid(Relaxation):
+    """Every operation has a weight of its own between 0 and 1 and does not compete with the others (FairDARTS).
+
+    A zero-one loss pulls the weights away from 1/2. The published code adds it to the loss of the weight step as well,
+    where it changes nothing, because no operation weight is in it.
+
+    Paper: Chu et al., "Fair DARTS", ECCV 2020, https://arxiv.org/abs/1911.12126.
+
+    Args:
+        zero_one_weight: How much the zero-one loss counts.
+        zero_one_loss: Mean of the squared (``l2``) or of the absolute (``l1``) distance from 1/2.
+    """
+
+    sums_to_one = False
+
+    def __init__(self, zero_one_weight: float = 10.0, zero_one_loss: Literal["l2", "l1"] = "l2") -> None:
+        check_least(0, zero_one_weight=zero_one_weight)
+        if zero_one_loss not in ("l2", "l1"):
+            raise InputError(f"zero_one_loss is {zero_one_loss!r}, but it must be l2 or l1; give one of them.")
+        self.zero_one_weight, self.zero_one_loss = zero_one_weight, zero_one_loss
+
+    def __call__(self, alphas: Tensor, is_open: Tensor) -> Tensor:
+        """Returns the sigmoid of every open operation."""
+        return torch.sigmoid(alphas) * is_open
+
+    def penalty(self, alphas: Tensor, is_open: Tensor) -> Tensor:
+        """Returns minus the weighted mean distance of all open operations from 1/2."""
+        distance = torch.sigmoid(alphas) - 0.5
+        each = distance.square() if self.zero_one_loss == "l2" else distance.abs()
+        return -self.zero_one_weight * (each * is_open).sum() / is_open.sum().clamp_min(1)
+
+
+class Gumbel(Relaxation):
+    """A training pass draws one operation for each edge and computes no other (GDAS).
+
+    The draw is the largest of ``(log softmax(alpha) + Gumbel noise) / temperature``; its derivative is that of the
+    softmax of these numbers (straight-through). An operation that was not drawn has the weight 0 and stands in the pass
+    as a number, not as its output, as in the published code: so all parameters get a gradient at the cost of one
+    operation. The temperature falls linearly over the search. Measured and decided is the softmax of the parameters;
+    the published code measures its leading architecture instead. Its order of the two steps, weights first, is not
+    followed.
+
+    Paper: Dong and Yang, "Searching for A Robust Neural Architecture in Four GPU Hours", CVPR 2019,
+    https://arxiv.org/abs/1910.04465.
+
+    Args:
+        start_temperature: Temperature in the first epoch.
+        end_temperature: Temperature at the end of the search.
+    """
+
+    is_random = True
+    samples_one = True
+
+    def __init__(self, start_temperature: float = 10.0, end_temperature: float = 0.1) -> None:
+        if not (start_temperature > 0 and end_temperature > 0):
+            raise InputError(
+                f"The temperatures are {start_temperature} and {end_temperature}, but they must be above 0; give "
+                "larger numbers."
+            )
+        self.start_temperature, self.end_temperature = start_temperature, end_temperature
+
+    def temperature(self, progress: float) -> float:
+        """Returns the temperature when a share of the search is over."""
+        return self.start_temperature + (self.end_temperature - self.start_temperature) * progress
+
+    def __call__(self, alphas: Tensor, is_open: Tensor) -> Tensor:
+        """Returns the probability of each operation."""
+        return torch.softmax(_only_open(alphas, is_open), dim=-1)
+
+    def sample(self, alphas: Tensor, is_open: Tensor, progress: float) -> Tensor:
+        """Returns a row of zeros and a single one for each edge, with the derivative of the soft weights."""
+        logits = torch.log_softmax(_only_open(alphas, is_open), dim=-1)
+        # Exponential numbers are never 0 here, so the noise is finite and nothing needs to be drawn again.
+        noise = -torch.empty_like(alphas).exponential_().clamp_min(torch.finfo(alphas.dtype).tiny).log()
+        soft = torch.softmax((logits + noise) / self.temperature(progress), dim=-1)
+        hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(dim=-1, keepdim=True), 1.0)
+        return hard + (soft - soft.detach())
+
+
+class Dirichlet(Relaxation):
+    """The weights of an edge are drawn from a Dirichlet distribution of concentration ``elu(alpha) + 1`` (DrNAS).
+
+    The draw is reparameterised: its derivative by the parameters is that of the sample. Measured and decided is the
+    mean. The parameters are regularised by the weight decay of their optimizer, or by the divergence from the uniform
+    distribution.
+
+    Paper: Chen et al., "DrNAS: Dirichlet Neural Architecture Search", ICLR 2021, https://arxiv.org/abs/2006.10355.
+
+    Args:
+        divergence_weight: How much the Kullback-Leibler divergence from Dirichlet(1, ..., 1) counts (published: 1e-3
+            in place of alpha_weight_decay); it is averaged over edges.
+    """
+
+    is_random = True
+
+    def __init__(self, divergence_weight: float = 0.0) -> None:
+        check_least(0, divergence_weight=divergence_weight)
+        self.divergence_weight = divergence_weight
+
+    @staticmethod
+    def _concentration(alphas: Tensor) -> Tensor:
+        return F.elu(alphas) + 1
+
+    def __call__(self, alphas: Tensor, is_open: Tensor) -> Tensor:
+        """Returns the mean of each row's distribution over its open operations."""
+        return _shares(self._concentration(alphas) * is_open)
+
+    def sample(self, alphas: Tensor, is_open: Tensor, progress: float) -> Tensor:
+        """Returns one draw of each row's distribution: Gamma numbers divided by their sum."""
+        gammas = Gamma(self._concentration(alphas), torch.ones_like(alphas)).rsample()
+        return _shares(gammas * is_open)
+
+    def penalty(self, alphas: Tensor, is_open: Tensor) -> Tensor | None:
+        """Returns the weighted divergence from the uniform distribution, averaged over edges."""
+        if not self.divergence_weight:
+            return None
+        c, count = self._concentration(alphas), is_open.sum(dim=-1)
+        total = (c * is_open).sum(dim=-1, keepdim=True).clamp_min(torch.finfo(c.dtype).tiny)
+        each = -torch.lgamma(c) + (c - 1) * (torch.digamma(c) - torch.digamma(total))
+        of_edges = torch.where(is_open, each, 0.0).sum(dim=-1) + torch.lgamma(total.squeeze(-1))
+        of_edges = torch.where(count > 0, of_edges - torch.lgamma(count.to(c.dtype).clamp_min(1)), 0.0)
+        return self.divergence_weight * of_edges.sum() / (count > 0).sum().clamp_min(1)
+
+
+def _shares(values: Tensor) -> Tensor:
+    """Returns the values of each row divided by their sum; a row of zeros stays one."""
+    return values / values.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)

@@ -1,0 +1,55 @@
+"""Which parts of a search strategy go together."""
+
+from dartslight.errors import InputError
+from dartslight.strategies.gradients import ArchitectureGradient
+from dartslight.strategies.relaxations import Relaxation
+from dartslight.strategies.smoothing import Smoothing
+
+
+def check_combination(
+    relaxation: Relaxation,
+    gradient: ArchitectureGradient,
+    smoothing: Smoothing | None = None,
+    drop_path: float = 0.0,
+    checkpoint_cells: bool = False,
+    compile: str | None = None,
+) -> None:
+    """Checks that the parts of a search strategy go together.
+
+    Args:
+        relaxation: How architecture parameters become mixing weights.
+        gradient: How the validation loss moves them.
+        smoothing: How the mixing weights of a weight step are disturbed, if at all.
+        drop_path: Probability with which a picture loses the output of an operation.
+        checkpoint_cells: Whether cells are computed again for their derivative.
+        compile: A mode of torch's compiler, or None.
+
+    Raises:
+        InputError: If they do not.
+    """
+    relaxes, moves = type(relaxation).__name__, type(gradient).__name__
+    if gradient.moves_weights and relaxation.is_random:
+        raise InputError(
+            f"{moves} compares passes at several weights, but {relaxes} draws other mixing weights in each; use "
+            "FirstOrder or Fixed, or another relaxation."
+        )
+    if smoothing is not None and (relaxation.samples_one or not relaxation.sums_to_one):
+        raise InputError(
+            f"{type(smoothing).__name__} disturbs mixing weights that sum to 1, but those of {relaxes} do not, or are "
+            "drawn one at a time; use Softmax, or no smoothing."
+        )
+    if checkpoint_cells and gradient.moves_weights:
+        raise InputError(
+            f"checkpoint_cells computes cells again with the network's own weights, but {moves} needs them at others; "
+            "use FirstOrder or Fixed, or smaller batches without checkpoint_cells."
+        )
+    if compile is not None and (checkpoint_cells or gradient.moves_weights):
+        raise InputError(
+            f"compile is {compile!r}, but a compiled supernet can be neither differentiated twice nor run with "
+            "checkpoint_cells; use FirstOrder or Fixed without checkpoint_cells, or no compile."
+        )
+    if compile is not None and (relaxation.samples_one or drop_path):
+        raise InputError(
+            f"compile is {compile!r}, but what {relaxes} draws or drop_path leaves out changes from step to step; use "
+            "no compile."
+        )
