@@ -35,6 +35,7 @@ class LiveSupernet:
         title: What the progress bar says first.
         scores: Where measurements are kept until the decision is in a checkpoint.
         memory: What the rule has noted so far.
+        epochs: Number of finished epochs.
     """
 
     trainer: Trainer
@@ -42,6 +43,7 @@ class LiveSupernet:
     title: str
     scores: ScoresFile
     memory: dict[str, Any]
+    epochs: int
 
     @property
     def space(self) -> SearchSpace:
@@ -56,7 +58,7 @@ class LiveSupernet:
     def mixing(self, choices: Choices) -> Mixing:
         """Returns the mixing weights if these choices were the present ones."""
         with torch.no_grad():
-            return self.module.mixing(choices)
+            return self.module.mixing(choices, self.epochs)
 
     @torch.no_grad()
     def measure(

@@ -98,7 +98,7 @@ class Selector(Callback):
         if is_over and self._schedule.tuning_epochs and not module.tuning.monitor:
             trainer.limit_val_batches = 0
         if self._observed < epochs <= cast("int", module.search_epochs):
-            self.rule.observe(self._supernet(trainer, module, "observation"), epochs)
+            self.rule.observe(self._supernet(trainer, module, "observation", epochs), epochs)
             self._observed = epochs
         due = sum(point <= epochs for point in self._schedule.points)
         if self._points >= due or self._is_ended:
@@ -113,10 +113,10 @@ class Selector(Callback):
         if ended:
             self._is_ended = trainer.should_stop = True
 
-    def _supernet(self, trainer: Trainer, module: SearchModule, title: str) -> LiveSupernet:
+    def _supernet(self, trainer: Trainer, module: SearchModule, title: str, epochs: int) -> LiveSupernet:
         folder = folder_of(trainer)
         scores = ScoresFile(None if folder is None else folder.path / "checkpoints" / SCORES)
-        return LiveSupernet(trainer, module, title, scores, self._memory)
+        return LiveSupernet(trainer, module, title, scores, self._memory, epochs)
 
     # ------------------------------------------------------------------ what
 
@@ -127,7 +127,7 @@ class Selector(Callback):
         self._begin = self._begin or (start, self._points)
         began, first = self._begin
         title = f"decision {self._points + 1} of {count}{_left(start - began, first, self._points, count)}"
-        own = self.rule.decide(self._supernet(trainer, module, title), self._points, run_seed())
+        own = self.rule.decide(self._supernet(trainer, module, title, epochs), self._points, run_seed())
         outcome = trainer.strategy.broadcast(own)
         agree = own.choices == outcome.choices
         if not trainer.strategy.reduce_boolean_decision(agree, all=True):

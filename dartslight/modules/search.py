@@ -201,17 +201,22 @@ class SearchModule(LightningModule):
 
     @property
     def progress(self) -> float:
-        """The share of the search that is over, from 0 to 1; it changes between epochs."""
-        assert self.search_epochs is not None
-        return min(1.0, self.current_epoch / self.search_epochs)
+        """The share of the search that was over when this epoch began, from 0 to 1."""
+        return self._progress_after(self.current_epoch)
 
-    def mixing(self, choices: Choices) -> Mixing:
+    def _progress_after(self, epochs: int) -> float:
+        assert self.search_epochs is not None
+        return min(1.0, epochs / self.search_epochs)
+
+    def mixing(self, choices: Choices, epochs: int | None = None) -> Mixing:
         """Returns the mixing weights that the supernet is measured and decided with.
 
         Args:
             choices: The operations that are open.
+            epochs: Number of finished epochs; None for the start of this epoch.
         """
-        mixing: Mixing = self.architecture(choices, self.progress)
+        progress = self.progress if epochs is None else self._progress_after(epochs)
+        mixing: Mixing = self.architecture(choices, progress)
         return mixing
 
     @torch.no_grad()
