@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dartslight.errors import InputError
 from dartslight.nets import EdgeTerm, Mixing, open_mask
 from dartslight.spaces import Choices, SearchSpace
 from dartslight.strategies.relaxations import Relaxation
@@ -38,6 +40,9 @@ class Architecture(nn.Module):
         auxiliary_skip: How the weight of a skip connection on every edge, which is never chosen, falls from 1 to 0
             (DARTS-, https://arxiv.org/abs/2009.01027); None for no such skip connection.
         terms: What every edge of the supernet carries beside its operations (`Supernet.terms`).
+
+    Raises:
+        InputError: If there is no such way to fall.
     """
 
     def __init__(
@@ -50,6 +55,10 @@ class Architecture(nn.Module):
         terms: Sequence[EdgeTerm] = (),
     ) -> None:
         super().__init__()
+        if auxiliary_skip not in (None, "linear", "cosine"):
+            raise InputError(
+                f"auxiliary_skip is {auxiliary_skip!r}, but it must be linear or cosine; give one of them, or null."
+            )
         self.relaxation, self.auxiliary_skip, self.terms = relaxation, auxiliary_skip, tuple(terms)
         self.init_std = init_std
         shapes = {cell.name: (len(cell.edges), max(len(edge.ops) for edge in cell.edges)) for cell in space.cells}
@@ -95,18 +104,18 @@ class Architecture(nn.Module):
         return {cell: self._composed(cell, row, open_mask(choices, cell, row), progress) for cell, row in rows.items()}
 
     def penalty(self, choices: Choices) -> Tensor | None:
-        """Returns what the relaxation adds to the validation loss, averaged over cell types, or None.
+        """Returns what the relaxation adds to the validation loss for the undecided edges of all cell types, or None.
 
         Args:
             choices: The operations that are still open.
         """
-        each = []
+        width = max(alpha.shape[1] for alpha in self.alphas.values())
+        alphas, masks = [], []
         for cell, alpha in self.alphas.items():
-            is_open = open_mask(choices, cell, alpha)
-            own = self.relaxation.penalty(alpha, is_open & (is_open.sum(dim=-1, keepdim=True) > 1))
-            if own is not None:
-                each.append(own)
-        return torch.stack(each).mean() if each else None
+            is_open, room = open_mask(choices, cell, alpha), (0, width - alpha.shape[1])
+            alphas.append(F.pad(alpha, room))
+            masks.append(F.pad(is_open & (is_open.sum(dim=-1, keepdim=True) > 1), room))
+        return self.relaxation.penalty(torch.cat(alphas), torch.cat(masks))
 
     def _rows(self, choices: Choices, progress: float | None) -> dict[str, Tensor]:
         """The weights of the operations: drawn at a place in the search, or those to measure with."""
@@ -158,8 +167,9 @@ def _shares(betas: Tensor, meet: Tensor, present: Tensor) -> Tensor:
         meet: Which edges lead into one node, (edges, edges).
         present: Whether each edge is left, (edges,); others get 0.
     """
-    exponentials = torch.where(present, (betas - betas.detach().max()).exp(), 0.0)
-    return exponentials / (meet.to(betas.dtype) @ exponentials).clamp_min(torch.finfo(betas.dtype).tiny)
+    # An edge that is gone stays in its own row, which would be empty without it.
+    rivals = meet & (present | torch.eye(len(betas), dtype=torch.bool, device=betas.device))
+    return torch.softmax(torch.where(rivals, betas, -torch.inf), dim=-1).diagonal() * present
 
 
 def detached(mixing: Mapping[str, Tensor]) -> dict[str, Tensor]:

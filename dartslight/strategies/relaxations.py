@@ -1,5 +1,6 @@
 """Relaxations: how architecture parameters become mixing weights."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import Literal
 
@@ -51,8 +52,8 @@ class Relaxation(ABC):
         """Returns what is added to the validation loss in an architecture step, or None.
 
         Args:
-            alphas: The architecture parameters of undecided edges, (edges, ops).
-            is_open: Whether each operation can still be chosen, (edges, ops).
+            alphas: The architecture parameters of the edges of all cell types, (edges, ops).
+            is_open: Whether each operation can still be chosen, (edges, ops); nowhere on decided edges.
         """
         return None
 
@@ -127,10 +128,10 @@ class Gumbel(Relaxation):
     samples_one = True
 
     def __init__(self, start_temperature: float = 10.0, end_temperature: float = 0.1) -> None:
-        if not (start_temperature > 0 and end_temperature > 0):
+        if not (0 < start_temperature < math.inf and 0 < end_temperature < math.inf):
             raise InputError(
-                f"The temperatures are {start_temperature} and {end_temperature}, but they must be above 0; give "
-                "larger numbers."
+                f"The temperatures are {start_temperature} and {end_temperature}, but they must be finite and above 0; "
+                "give such numbers."
             )
         self.start_temperature, self.end_temperature = start_temperature, end_temperature
 
@@ -162,8 +163,8 @@ class Dirichlet(Relaxation):
     Paper: Chen et al., "DrNAS: Dirichlet Neural Architecture Search", ICLR 2021, https://arxiv.org/abs/2006.10355.
 
     Args:
-        divergence_weight: How much the Kullback-Leibler divergence from Dirichlet(1, ..., 1) counts (published: 1e-3
-            in place of alpha_weight_decay); it is averaged over edges.
+        divergence_weight: How much the Kullback-Leibler divergence from Dirichlet(1, ..., 1), summed over edges, counts
+            (published: 1e-3, in place of alpha_weight_decay).
     """
 
     is_random = True
@@ -174,7 +175,8 @@ class Dirichlet(Relaxation):
 
     @staticmethod
     def _concentration(alphas: Tensor) -> Tensor:
-        return F.elu(alphas) + 1
+        # Below this Gamma numbers are too small to be divided by each other; at 0 there is no distribution.
+        return (F.elu(alphas) + 1).clamp_min(1e-4)
 
     def __call__(self, alphas: Tensor, is_open: Tensor) -> Tensor:
         """Returns the mean of each row's distribution over its open operations."""
@@ -182,11 +184,12 @@ class Dirichlet(Relaxation):
 
     def sample(self, alphas: Tensor, is_open: Tensor, progress: float) -> Tensor:
         """Returns one draw of each row's distribution: Gamma numbers divided by their sum."""
-        gammas = Gamma(self._concentration(alphas), torch.ones_like(alphas)).rsample()
+        # Looking at the arguments would make the processor wait for a GPU.
+        gammas = Gamma(self._concentration(alphas), torch.ones_like(alphas), validate_args=False).rsample()
         return _shares(gammas * is_open)
 
     def penalty(self, alphas: Tensor, is_open: Tensor) -> Tensor | None:
-        """Returns the weighted divergence from the uniform distribution, averaged over edges."""
+        """Returns the weighted divergence from the uniform distribution, summed over edges."""
         if not self.divergence_weight:
             return None
         c, count = self._concentration(alphas), is_open.sum(dim=-1)
@@ -194,7 +197,7 @@ class Dirichlet(Relaxation):
         each = -torch.lgamma(c) + (c - 1) * (torch.digamma(c) - torch.digamma(total))
         of_edges = torch.where(is_open, each, 0.0).sum(dim=-1) + torch.lgamma(total.squeeze(-1))
         of_edges = torch.where(count > 0, of_edges - torch.lgamma(count.to(c.dtype).clamp_min(1)), 0.0)
-        return self.divergence_weight * of_edges.sum() / (count > 0).sum().clamp_min(1)
+        return self.divergence_weight * of_edges.sum()
 
 
 def _shares(values: Tensor) -> Tensor:
