@@ -78,7 +78,7 @@ class AdversarialSmoothing(Smoothing):
         for _ in range(self.steps):
             at = {cell: row.requires_grad_() for cell, row in _moved(rows, is_open, moves).items()}
             with torch.enable_grad():
-                gradients = torch.autograd.grad(loss(at), list(at.values()))
+                gradients = torch.autograd.grad(loss(at), list(at.values()), materialize_grads=True)
             for cell, gradient in zip(moves, gradients, strict=True):
                 # From where the last step really ended, which is inside the simplex.
                 move = at[cell].detach() - rows[cell] + 2 * radius / self.steps * gradient.sign()
