@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.func import functional_call
 from torch.optim import SGD, Adam, Optimizer
@@ -68,8 +69,8 @@ class SearchModule(LightningModule):
         edge_normalisation: Whether the edges into a node have weights of their own, which sum to 1 (PC-DARTS).
         auxiliary_skip: How the weight of a skip connection on every edge, which is never chosen, falls from 1 to 0 over
             the search (DARTS-): ``linear`` or ``cosine``; null for no such skip connection.
-        drop_path: Probability, in the last epoch, with which a picture loses the output of an operation in a weight
-            step (R-DARTS); it grows linearly.
+        drop_path: Probability, at the end of the search, with which a picture loses the output of an operation in a
+            weight step (R-DARTS); it grows linearly from 0.
         learning_rate: Learning rate of the operation weights in the first epoch.
         min_learning_rate: Learning rate that the cosine schedule ends at.
         momentum: Momentum of the operation weights' optimizer.
@@ -315,7 +316,11 @@ class SearchModule(LightningModule):
 
     def _assign_alpha_gradients(self, gradients: Sequence[Tensor]) -> None:
         """Gives the architecture parameters their gradient, averaged over all devices, where the optimizer looks."""
-        for alpha, mean in zip(self.architecture.parameters(), self._average(gradients), strict=True):
+        means = self._average(gradients)
+        if self.alpha_clip_norm is not None:
+            norm = torch.nn.utils.get_total_norm(means)
+            means = [mean * (self.alpha_clip_norm / (norm + 1e-6)).clamp(max=1) for mean in means]
+        for alpha, mean in zip(self.architecture.parameters(), means, strict=True):
             alpha.grad = mean if self._scaler is None else self._scaler.scale(mean)
             if self._scaler is None:
                 self.finite.note("architecture gradient", self.global_step, mean)
@@ -401,6 +406,9 @@ class SearchModule(LightningModule):
             self.auxiliary_skip,
             self.supernet.terms,
         )
+        if self.relaxation.samples_one and isinstance(self.trainer.strategy, DDPStrategy):
+            # What is not drawn is not in the graph, which the data-parallel wrapper must be told before it is made.
+            self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
         # Their gradient is averaged by hand, so the data-parallel wrapper must not wait for it.
         self._ddp_params_and_buffers_to_ignore = [
             name for name, _ in self.named_parameters() if name.startswith("architecture.")
