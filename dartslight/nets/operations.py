@@ -245,14 +245,19 @@ class Bypass(Operation):
 
 
 class Offset(Operation):
-    """The weight itself, added to every number: how operations that were not sampled get a derivative (GDAS)."""
+    """The weight itself, added to every number: how operations that were not sampled get a derivative (GDAS).
+
+    The weight is 0, so where no derivative by it is wanted there is nothing to add.
+    """
 
     shared = True
     droppable = False
 
     def forward(self, source: Source, weight: Weight) -> Tensor | None:
         """Returns the weight in a shape that meets pictures'."""
-        return weight if weight is None or weight.dim() == 4 else weight.view(1, -1, 1, 1)
+        if weight is None or not weight.requires_grad:
+            return None
+        return weight if weight.dim() == 4 else weight.view(1, -1, 1, 1)
 
 
 _Stage = tuple[DepthwiseConv, nn.Conv2d, BatchNorm]
