@@ -4,10 +4,13 @@ Written from the papers alone, without a look at the product's networks: one mod
 ``sum(w * op(x))``, nothing shared and nothing fast. Only the lists of edges and operations come from the product.
 
 Papers: DARTS (Liu et al., ICLR 2019, https://arxiv.org/abs/1806.09055), S1 to S4 (Zela et al., ICLR 2020,
-https://arxiv.org/abs/1909.09656), NAS-Bench-201 (Dong and Yang, ICLR 2020, https://arxiv.org/abs/2001.00326).
+https://arxiv.org/abs/1909.09656), NAS-Bench-201 (Dong and Yang, ICLR 2020, https://arxiv.org/abs/2001.00326), PC-DARTS
+(Xu et al., ICLR 2020, https://arxiv.org/abs/1907.05737), DARTS- (Chu et al., ICLR 2021,
+https://arxiv.org/abs/2009.01027), GDAS (Dong and Yang, CVPR 2019, https://arxiv.org/abs/1910.04465).
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -200,6 +203,104 @@ class SupernetCell(nn.Module):
         return cell_output(self.cell, nodes)
 
 
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    """Returns the channels such that neighbours come from different groups: 0, n/g, 2n/g, ..., 1, n/g + 1, ..."""
+    size = x.shape[1] // groups
+    return torch.stack([x[:, g * size + c] for c in range(size) for g in range(groups)], dim=1)
+
+
+def edge_shares(cell: Cell, betas: Tensor, present: Sequence[bool]) -> Tensor:
+    """Returns PC-DARTS' edge normalisation: a softmax over the edges into each node that are present, else 0."""
+    shares = [torch.zeros((), dtype=betas.dtype)] * len(cell.edges)
+    for node in cell.nodes:
+        into = [e for e, edge in enumerate(cell.edges) if edge.node == node and present[e]]
+        if into:
+            for e, share in zip(into, torch.softmax(torch.stack([betas[e] for e in into]), dim=0), strict=True):
+                shares[e] = share
+    return torch.stack(shares)
+
+
+@dataclass
+class Extras:
+    """What a mixed operation has in one pass beside the weights of its operations, for one cell type.
+
+    Args:
+        edges: The weight of each edge; 1 for all edges by default. An edge that is gone has 0.
+        skip: The weight of the auxiliary skip connection on each edge.
+        drawn: Of each edge the operation that was drawn; all others count as numbers, not as outputs. None for all.
+        drop: Probability with which a picture loses the output of an operation.
+        masks: One keep mask, (samples,), for each operation that can lose pictures, in the order of computation.
+    """
+
+    edges: Tensor | None = None
+    skip: float = 0.0
+    drawn: Sequence[int] | None = None
+    drop: float = 0.0
+    masks: Iterator[Tensor] | None = None
+
+
+class ExtendedCell(SupernetCell):
+    """A supernet's cell in which only some channels meet the operations, or with an auxiliary skip on every edge.
+
+    Args:
+        cell: The edges and their operations.
+        preprocess: What stands in front of the nodes.
+        channels: Channels of a node.
+        reduction: Whether it halves the size.
+        share: One in so many channels meets the operations (PC-DARTS).
+        skips: Whether every edge has a skip connection of its own beside them (DARTS-).
+    """
+
+    def __init__(
+        self, cell: Cell, preprocess: nn.ModuleList, channels: int, reduction: bool, share: int = 1, skips: bool = False
+    ):
+        super().__init__(cell, preprocess, channels // share, reduction)
+        self.share = share
+        strides = [edge_stride(cell, edge.source, reduction) for edge in cell.edges]
+        self.skips = nn.ModuleList(
+            operation("skip_connect", channels // share, stride, False, False) for stride in strides if skips
+        )
+        self.pools = [nn.MaxPool2d(2, stride=2) if stride == 2 else nn.Identity() for stride in strides]
+
+    def forward(self, inputs: Sequence[Tensor], mixing: Tensor, extras: Extras | None = None) -> Tensor:
+        extras = extras or Extras()
+        nodes = [module(x) for module, x in zip(self.preprocess, inputs, strict=True)] if self.preprocess else [*inputs]
+        shares = [1.0] * len(self.cell.edges) if extras.edges is None else extras.edges
+        for node in self.cell.nodes:
+            total: Tensor | int = 0
+            for e, edge in enumerate(self.cell.edges):
+                if edge.node == node:
+                    total = total + shares[e] * self.mixed(e, nodes[edge.source], mixing[e], extras)
+            nodes.append(total)
+        return cell_output(self.cell, nodes)
+
+    def mixed(self, e: int, x: Tensor, weights: Tensor, extras: Extras) -> Tensor:
+        """Returns the output of one edge: of its operations, its skip and the channels that pass by them."""
+        size = x.shape[1] // self.share
+        part, rest = x[:, :size], x[:, size:]
+        y = sum(self.term(e, o, part, w, extras) for o, w in enumerate(weights))
+        if len(self.skips):
+            own = self.skips[e](part)
+            y = y + extras.skip * (own if isinstance(self.skips[e], nn.Identity) else self.lose(own, extras))
+        if self.share == 1:
+            return y
+        return channel_shuffle(torch.cat([y, self.pools[e](rest)], dim=1), self.share)
+
+    def term(self, e: int, o: int, x: Tensor, weight: Tensor, extras: Extras) -> Tensor:
+        """Returns what one operation adds."""
+        if extras.drawn is not None and extras.drawn[e] != o:
+            return weight
+        op = self.edges[e][o]
+        y = op(x)
+        return weight * (y if isinstance(op, (nn.Identity, Zero)) else self.lose(y, extras))
+
+    def lose(self, y: Tensor, extras: Extras) -> Tensor:
+        """Returns an output of which some pictures are lost in training."""
+        if not (self.training and extras.drop):
+            return y
+        return drop_path(y, next(extras.masks), extras.drop)
+
+
 class DiscreteCell(nn.Module):
     """A cell with one operation on each listed edge, affine."""
 
@@ -299,13 +400,28 @@ class Supernet(nn.Module):
         init_channels: Channels of the first cell.
         num_cells: Number of searched cells in all; a multiple of 3 for NAS-Bench-201.
         num_classes: Number of classes.
+        share: One in so many channels meets the operations (PC-DARTS).
+        skips: Whether every edge has an auxiliary skip connection (DARTS-).
+        extended: Whether the cells take `Extras`, also without such channels and skips.
     """
 
-    def __init__(self, space_name: str, init_channels: int, num_cells: int, num_classes: int):
+    def __init__(
+        self,
+        space_name: str,
+        init_channels: int,
+        num_cells: int,
+        num_classes: int,
+        share: int = 1,
+        skips: bool = False,
+        extended: bool = False,
+    ):
         super().__init__()
 
         def make_cell(name: str, preprocess: nn.ModuleList, channels: int, reduction: bool) -> nn.Module:
-            return SupernetCell(SPACES[space_name].cell(name), preprocess, channels, reduction)
+            cell = SPACES[space_name].cell(name)
+            if extended or share > 1 or skips:
+                return ExtendedCell(cell, preprocess, channels, reduction, share, skips)
+            return SupernetCell(cell, preprocess, channels, reduction)
 
         if space_name == "nasbench201":
             self.stem = plain_stem(init_channels)
@@ -316,7 +432,7 @@ class Supernet(nn.Module):
         self.tail = make_tail(space_name, channels)
         self.classifier = nn.Linear(channels, num_classes)
 
-    def forward(self, images: Tensor, mixing: dict[str, Tensor]) -> Tensor:
+    def forward(self, images: Tensor, mixing: dict[str, Tensor], extras: dict[str, Extras] | None = None) -> Tensor:
         """Returns the logits; ``mixing`` has a tensor of shape (edges, operations) for each cell type."""
         x = self.stem(images)
         before_last, last = x, x
@@ -325,7 +441,8 @@ class Supernet(nn.Module):
                 new = block(last)
             else:
                 inputs = [before_last, last] if block.cell.num_inputs == 2 else [last]
-                new = block(inputs, mixing[block.cell.name])
+                own = () if extras is None else (extras[block.cell.name],)
+                new = block(inputs, mixing[block.cell.name], *own)
             before_last, last = last, new
         return self.classifier(self.tail(last).mean(dim=(2, 3)))
 
