@@ -70,7 +70,8 @@ class SearchModule(LightningModule):
         auxiliary_skip: How the weight of a skip connection on every edge, which is never chosen, falls from 1 to 0 over
             the search (DARTS-): ``linear`` or ``cosine``; null for no such skip connection.
         drop_path: Probability, at the end of the search, with which a picture loses the output of an operation in a
-            weight step (R-DARTS); it grows linearly from 0.
+            weight step; it grows linearly from 0. Skip connections without weights are spared. R-DARTS' code drops all
+            that an edge adds at once, skip connections included, and does so in the architecture step as well.
         learning_rate: Learning rate of the operation weights in the first epoch.
         min_learning_rate: Learning rate that the cosine schedule ends at.
         momentum: Momentum of the operation weights' optimizer.

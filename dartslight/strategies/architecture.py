@@ -152,10 +152,13 @@ class Architecture(nn.Module):
 
 def _drawn(rows: Rows, choices: Choices) -> Choices:
     """Returns choices in which of every undecided edge only the operation with the largest weight is left."""
-    for cell, row in rows.items():
-        largest = row.argmax(dim=-1).tolist()
-        for e in choices.undecided(cell):
-            choices = choices.decide((cell, e), largest[e])
+    keys = [(cell, e) for cell, row in rows.items() for e in range(len(row))]
+    # In one piece, because the processor must wait for a GPU here.
+    largest = torch.cat([row.argmax(dim=-1) for row in rows.values()]).tolist()
+    undecided = {(cell, e) for cell in rows for e in choices.undecided(cell)}
+    for key, op in zip(keys, largest, strict=True):
+        if key in undecided:
+            choices = choices.decide(key, op)
     return choices
 
 

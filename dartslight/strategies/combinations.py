@@ -49,7 +49,5 @@ def check_combination(
             "checkpoint_cells; use FirstOrder or Fixed without checkpoint_cells, or no compile."
         )
     if compile is not None and (relaxation.samples_one or drop_path):
-        raise InputError(
-            f"compile is {compile!r}, but what {relaxes} draws or drop_path leaves out changes from step to step; use "
-            "no compile."
-        )
+        what = f"the operations that {relaxes} draws" if relaxation.samples_one else "the outputs that drop_path drops"
+        raise InputError(f"compile is {compile!r}, but {what} are others in every step; use no compile.")
