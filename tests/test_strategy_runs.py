@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from test_captured import Waits
 from test_strategies_in_training import MAGNITUDE, QUICK, newest
 from torch import Tensor, nn
 
 from dartslight.cli import main
 from dartslight.genotype import Genotype
 from dartslight.modules import SearchModule
+from dartslight.modules.finite import FiniteWatch
 from dartslight.nets import Supernet
 
 TESTS = Path(__file__).parent
@@ -123,6 +125,25 @@ def test_only_weight_steps_are_disturbed(watch: Watch, name: str, attacks: int, 
         # The architecture step sees the softmax as the step before left it; the weight step sees something near.
         assert torch.equal(alphas[1]["cell"], watch.clean[i - 1]["cell"])
         assert 0 < float((weights[1]["cell"] - watch.clean[i]["cell"]).abs().max()) < 0.5
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("gumbel", "drop_path", "all_at_once")])
+def test_a_step_of_any_strategy_waits_for_nothing(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """But for a draw of one operation, which decides what is computed."""
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)  # a compiler switches it off
+    monkeypatch.setattr(FiniteWatch, "check", lambda self: None)  # asked in a step on a CPU only
+    step = SearchModule.training_step
+    seen: list[str] = []
+
+    def watched(module: SearchModule, *batch: Any) -> None:
+        with Waits() as waits:
+            step(module, *batch)
+        seen.extend(waits.seen)
+
+    monkeypatch.setattr(SearchModule, "training_step", watched)
+    words = [*QUICK, *RUNS[name], MAGNITUDE, "--model.drop_path=0.2", "--model.alpha_clip_norm=0.1"]
+    assert main(["fit", *words, f"--trainer.default_root_dir={tmp_path}"]) == 0
+    assert seen == []
 
 
 def test_a_step_of_gdas_draws_anew_and_computes_what_it_drew(watch: Watch, tmp_path: Path) -> None:
