@@ -45,9 +45,9 @@ class Measured(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         forward_each = pl_module.supernet.forward_each
 
-        def counted(images: torch.Tensor, variants: list) -> list:
+        def counted(images: torch.Tensor, variants: list, *rest: object) -> list:
             self.passes += len(variants)
-            return forward_each(images, variants)
+            return forward_each(images, variants, *rest)
 
         pl_module.supernet.forward_each = counted
 

@@ -168,12 +168,12 @@ def test_finished_candidates_are_not_scored_again(tmp_path: Path, monkeypatch: p
     forward_each = Supernet.forward_each
     limit = 10**9
 
-    def counted(net: Supernet, images: torch.Tensor, variants: list) -> list:
+    def counted(net: Supernet, images: torch.Tensor, variants: list, *rest: Any) -> list:
         if not torch.is_grad_enabled() and images.shape[0] == 16:
             passes.append(len(variants))
             if len(passes) > limit:
                 raise KeyboardInterrupt
-        return forward_each(net, images, variants)
+        return forward_each(net, images, variants, *rest)
 
     monkeypatch.setattr(Supernet, "forward_each", counted)
     words = ["fit", *QUICK, "--data.batch_size=16", "--selection.preset=official", "--selection.monitor=false"]

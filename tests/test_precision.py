@@ -85,9 +85,9 @@ def test_second_order_runs_outside_autocast(gradient: str, monkeypatch: pytest.M
     seen: dict[bool, set[bool]] = {True: set(), False: set()}
     forward = Supernet.forward
 
-    def watched(net: Supernet, images: Tensor, mixing: Any, choices: Any = None) -> Tensor:
+    def watched(net: Supernet, images: Tensor, mixing: Any, *rest: Any) -> Tensor:
         seen[next(iter(mixing.values())).requires_grad].add(torch.is_autocast_enabled("cpu"))
-        return forward(net, images, mixing, choices)
+        return forward(net, images, mixing, *rest)
 
     monkeypatch.setattr(Supernet, "forward", watched)
     search("bf16-mixed", gradient)
@@ -101,8 +101,8 @@ def test_decisions_are_measured_in_float32(tmp_path: Path, monkeypatch: pytest.M
     seen = set()
     forward_each = Supernet.forward_each
 
-    def watched(net: Supernet, images: Tensor, variants: Any) -> list[Tensor]:
-        logits = forward_each(net, images, variants)
+    def watched(net: Supernet, images: Tensor, variants: Any, *rest: Any) -> list[Tensor]:
+        logits = forward_each(net, images, variants, *rest)
         if len(variants) > 1:
             seen.add(logits[0].dtype)
         return logits
