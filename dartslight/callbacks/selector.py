@@ -14,7 +14,7 @@ from dartslight.modules import SearchModule
 from dartslight.report import save_drawing
 from dartslight.run_folder import DECISIONS, GENOTYPE, SEARCHED, folder_of, write_whole
 from dartslight.seeding import run_seed
-from dartslight.selection import Rule, Schedule, SearchPlan
+from dartslight.selection import Rule, Schedule
 from dartslight.selection.record import decisions_csv, in_words, record
 from dartslight.spaces import Choices
 
@@ -57,9 +57,7 @@ class Selector(Callback):
         if module.search_epochs is None:
             module.search_epochs = trainer.max_epochs
         self._search_epochs = cast("int", module.search_epochs)
-        self._schedule = self.rule.schedule(
-            SearchPlan(module.space, self._search_epochs, module.plan.ends, self._is_selected_again)
-        )
+        self._schedule = self.rule.schedule(module.search_plan(self._is_selected_again))
         module.tuning, module.tuning_epochs = self.rule.tuning(), self._schedule.tuning_epochs
         room = 1 if self._is_selected_again and not module.tuning_epochs else 0
         trainer.fit_loop.max_epochs = self._search_epochs + module.tuning_epochs + room

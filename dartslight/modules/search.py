@@ -34,7 +34,7 @@ from dartslight.modules.finite import FiniteWatch
 from dartslight.modules.stages import Stage, Stages, check_stages
 from dartslight.nets import NO_DROP, Drop, EdgeTerm, Mixing, Supernet, open_mask, widen
 from dartslight.seeding import derived_seed, run_seed
-from dartslight.selection import Tuning
+from dartslight.selection import SearchPlan, Tuning
 from dartslight.spaces import Choices, find_space
 from dartslight.strategies import (
     Architecture,
@@ -214,6 +214,15 @@ class SearchModule(LightningModule):
         """The stages in the epochs of this search."""
         assert self.search_epochs is not None
         return Stages(self.stages, self.search_epochs)
+
+    def search_plan(self, is_over: bool) -> SearchPlan:
+        """Returns what a selection rule is told of this search.
+
+        Args:
+            is_over: Whether it ended before this run.
+        """
+        assert self.search_epochs is not None
+        return SearchPlan(self.space, self.search_epochs, self.plan.ends, self.gradient.learns, is_over)
 
     @property
     def supernet(self) -> Supernet:
