@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -376,13 +376,11 @@ class SearchModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clips the weight gradients; here they are unscaled in every precision."""
         if optimizer is cast("list[Optimizer]", self.optimizers(use_pl_optimizer=False))[0]:
-            norm = torch.nn.utils.clip_grad_norm_(self.supernet.parameters(), self.clip_norm)
-            if self._scaler is None:  # a scaler looks for infinities itself, and leaves such steps out
-                self.finite.note("weight gradient", self.global_step, norm)
+            self.finite.clip(self.trainer, "weight gradient", self.supernet.parameters(), self.clip_norm)
 
-    def on_train_epoch_end(self) -> None:
-        """Stops a run that has diverged."""
-        self.finite.check()
+    def configure_callbacks(self) -> list[Callback]:
+        """Lets a watch stop the run where it diverges."""
+        return [self.finite]
 
     def _log(self, part: str, loss: Tensor, logits: Tensor, batch: Batch) -> None:
         if part == "train":
@@ -469,12 +467,7 @@ class SearchModule(LightningModule):
             self.search_epochs = self.trainer.max_epochs
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what the checkpoint is of, and what has been decided.
-
-        Raises:
-            InputError: If the run has diverged.
-        """
-        self.finite.check()
+        """Adds what the checkpoint is of, and what has been decided."""
         checkpoint[HEADER] = {
             **checkpoint.get(HEADER, {}),
             **self._header(),
