@@ -1,4 +1,4 @@
-"""What every process of a run writes down, for the test of two processes."""
+"""What every process of a run writes down, and what one of them suffers, for the tests of several processes."""
 
 from pathlib import Path
 
@@ -54,3 +54,11 @@ class Measured(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.folder.mkdir(exist_ok=True)
         (self.folder / f"{trainer.world_size}_{trainer.global_rank}.txt").write_text(str(self.passes))
+
+
+class Poison(Callback):
+    """Makes the training pictures of the last process NaN in the third step."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: dict, batch_idx: int) -> None:
+        if trainer.global_rank == trainer.world_size - 1 and trainer.global_step == 2:
+            batch["train"].images.fill_(torch.nan)

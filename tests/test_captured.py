@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dartslight.cli import main
 from dartslight.modules import SearchModule
-from dartslight.modules.finite import FiniteWatch
 from dartslight.nets import Supernet
 from dartslight.spaces import SPACES, Choices
 from dartslight.strategies import Architecture, Softmax
@@ -63,7 +62,6 @@ def test_a_search_step_waits_for_nothing(gradient: str, tmp_path: Path, monkeypa
         counts.append(waits.count)
 
     monkeypatch.setattr(SearchModule, "training_step", watched)
-    monkeypatch.setattr(FiniteWatch, "check", lambda self: None)  # asked in a step on a CPU only
     short = [
         "--model.init_channels",
         "4",

@@ -1,15 +1,18 @@
 """Several processes that train and decide one supernet."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from test_accidents import RETRAIN
 from test_command_line import QUICK, decisions
 
 from dartslight.cli import main
+from dartslight.genotype import Genotype
 
 TESTS = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
@@ -37,6 +40,11 @@ def fit(root: Path, processes: int, *words: str) -> subprocess.CompletedProcess[
         timeout=300,
         env=ENVIRONMENT,
     )
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
 
 
 @pytest.mark.ddp
@@ -97,3 +105,34 @@ def test_devices_divide_the_pictures_of_a_decision(tmp_path: Path, racing: str) 
         assert max(counts) <= min(counts) + 6 * 5  # at most one more batch for each decision, of 5 variants each
     assert rows[0] == rows[1] == rows[2]
     assert rows[0]
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("kind", ["search", "retrain"])
+def test_all_processes_stop_where_one_diverges(tmp_path: Path, kind: str) -> None:
+    words = ["fit", *QUICK]
+    if kind == "retrain":
+        genotype = Genotype.from_nasbench201("|none~0|+|none~0|none~1|+|skip_connect~0|none~1|nor_conv_3x3~2|")
+        (tmp_path / "genotype.json").write_text(genotype.to_json())
+        words = ["fit", *RETRAIN, f"--model.genotype={tmp_path / 'genotype.json'}", "--trainer.max_epochs=2"]
+    words += ["--data.batch_size=16", "--checkpoint_every_n_batches=1", "--trainer.callbacks=ddp_probe.Poison"]
+    words += [f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.devices=2"]
+    port = str(free_port())
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "dartslight", *words],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**ENVIRONMENT, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == 2, error[-3000:]
+        assert "dartslight: In step 2 the " in error
+        assert "Traceback" not in error
+    state = torch.load(tmp_path / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 2
+    assert all(torch.isfinite(t).all() for t in state["state_dict"].values() if t.dtype.is_floating_point)

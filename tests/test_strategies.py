@@ -751,9 +751,9 @@ def search(space: str, epochs: int = 10, epoch: int = 4, **settings: Any) -> Sea
     data = SimpleNamespace(has_val=True, num_classes=5)
     state = {"current_epoch": epoch, "precision_plugin": None, "strategy": None, "world_size": 1}
     module._trainer = SimpleNamespace(datamodule=data, **state)
+    module.search_epochs = epochs
     module.configure_model()
     module.double()
-    module.search_epochs = epochs
     return module
 
 

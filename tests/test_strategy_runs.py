@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from dartslight.cli import main
 from dartslight.genotype import Genotype
 from dartslight.modules import SearchModule
-from dartslight.modules.finite import FiniteWatch
 from dartslight.nets import Supernet
 
 TESTS = Path(__file__).parent
@@ -131,7 +130,6 @@ def test_only_weight_steps_are_disturbed(watch: Watch, name: str, attacks: int, 
 def test_a_step_of_any_strategy_waits_for_nothing(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """But for a draw of one operation, which decides what is computed."""
     monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)  # a compiler switches it off
-    monkeypatch.setattr(FiniteWatch, "check", lambda self: None)  # asked in a step on a CPU only
     step = SearchModule.training_step
     seen: list[str] = []
 

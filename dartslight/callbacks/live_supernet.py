@@ -16,6 +16,7 @@ from dartslight.callbacks.scores_file import ScoresFile, digest
 from dartslight.data import EvaluationBatches
 from dartslight.errors import InputError
 from dartslight.modules import SearchModule
+from dartslight.modules.devices import share_statistics
 from dartslight.nets import Mixing
 from dartslight.seeding import derived_seed
 from dartslight.selection import Evaluation, Measurement, Race, Variant
@@ -74,7 +75,7 @@ class LiveSupernet:
                 "eval_bn is 'running', but the supernet keeps no running statistics; pass "
                 "--model.track_statistics true to the search, or use 'batch_frozen'."
             )
-        self.module.share_statistics()
+        share_statistics(self.trainer, self.module.supernet)
         batches: EvaluationBatches = cast("Any", self.trainer).datamodule.selection_batches(
             augmented=evaluation.augmented, seed=evaluation.seed, limit=evaluation.batches
         )

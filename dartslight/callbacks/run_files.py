@@ -1,5 +1,6 @@
 """Callbacks that keep a run's folder: its configuration and its checkpoints."""
 
+from functools import cached_property
 from typing import Any
 
 import yaml
@@ -27,16 +28,18 @@ class RunConfig(SaveConfigCallback):
             path = folder.create()
             (path / "checkpoints").mkdir(exist_ok=True)
             if not (path / CONFIG).exists():
-                write_whole(path / CONFIG, self._text())
+                write_whole(path / CONFIG, self._text)
         folder.settle(trainer.strategy.broadcast(folder.path))
         for logger in trainer.loggers:
-            logger.log_hyperparams(yaml.safe_load(self._text()))
+            logger.log_hyperparams(yaml.safe_load(self._text))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Puts the configuration into the checkpoint, from which other commands take it."""
-        checkpoint[HEADER] = {**checkpoint.get(HEADER, {}), "config": self._text()}
+        checkpoint[HEADER] = {**checkpoint.get(HEADER, {}), "config": self._text}
 
+    @cached_property
     def _text(self) -> str:
+        """The configuration, which takes longer to write out than a small checkpoint."""
         text: str = self.parser.dump(self.config, skip_unset=False)
         return text
 

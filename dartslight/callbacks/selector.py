@@ -5,7 +5,6 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.strategies import DDPStrategy
 
 from dartslight.callbacks.live_supernet import LiveSupernet
 from dartslight.callbacks.scores_file import SCORES, ScoresFile
@@ -15,7 +14,7 @@ from dartslight.modules import SearchModule
 from dartslight.report import save_drawing
 from dartslight.run_folder import DECISIONS, GENOTYPE, SEARCHED, folder_of, write_whole
 from dartslight.seeding import run_seed
-from dartslight.selection import Rule, Schedule, SearchPlan
+from dartslight.selection import Rule, Schedule
 from dartslight.selection.record import decisions_csv, in_words, record
 from dartslight.spaces import Choices
 
@@ -53,15 +52,12 @@ class Selector(Callback):
                 "--selection null first and decide the supernet with select."
             )
         module = _search(pl_module)
-        if isinstance(trainer.strategy, DDPStrategy):
-            # Operations leave the graph as they are decided, which the wrapper must be told before it is made.
-            trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
         # A selection without epochs needs a place to happen: one more epoch, which `on_train_start` calls off.
         self._is_selected_again = module.search_epochs is not None
         if module.search_epochs is None:
             module.search_epochs = trainer.max_epochs
         self._search_epochs = cast("int", module.search_epochs)
-        self._schedule = self.rule.schedule(SearchPlan(module.space, self._search_epochs, (), self._is_selected_again))
+        self._schedule = self.rule.schedule(module.search_plan(self._is_selected_again))
         module.tuning, module.tuning_epochs = self.rule.tuning(), self._schedule.tuning_epochs
         room = 1 if self._is_selected_again and not module.tuning_epochs else 0
         trainer.fit_loop.max_epochs = self._search_epochs + module.tuning_epochs + room

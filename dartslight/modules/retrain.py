@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import SGD, Optimizer
@@ -134,13 +134,11 @@ class RetrainModule(LightningModule):
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clips all gradients together, whatever the trainer says."""
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
-        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
-            self.finite.note("gradient", self.global_step, norm)
+        self.finite.clip(self.trainer, "gradient", self.network.parameters(), self.clip_norm)
 
-    def on_train_epoch_end(self) -> None:
-        """Stops a run that has diverged."""
-        self.finite.check()
+    def configure_callbacks(self) -> list[Callback]:
+        """Lets a watch stop the run where it diverges."""
+        return [self.finite]
 
     def configure_model(self) -> None:
         """Builds the network for the data at hand."""
@@ -163,12 +161,7 @@ class RetrainModule(LightningModule):
         return SGD(self.network.parameters(), self.learning_rate, self.momentum, weight_decay=self.weight_decay)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what the checkpoint is of.
-
-        Raises:
-            InputError: If the run has diverged.
-        """
-        self.finite.check()
+        """Adds what the checkpoint is of."""
         checkpoint[HEADER] = {**checkpoint.get(HEADER, {}), **self._header(), "seed": run_seed()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

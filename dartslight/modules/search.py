@@ -10,6 +10,7 @@ training and validation batches come from passes over their halves, where the co
 shuffle.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,20 +18,23 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import SGD, Adam, Optimizer
 
 from dartslight.data import Batch
 from dartslight.errors import InputError, check_least
 from dartslight.modules.checkpoint import HEADER, check_header
+from dartslight.modules.devices import average, share_statistics
 from dartslight.modules.finite import FiniteWatch
-from dartslight.nets import NO_DROP, Drop, EdgeTerm, Mixing, Supernet, open_mask
+from dartslight.modules.stages import Stage, Stages, check_stages
+from dartslight.nets import NO_DROP, Drop, EdgeTerm, Mixing, Supernet, open_mask, widen
 from dartslight.seeding import derived_seed, run_seed
-from dartslight.selection import Tuning
+from dartslight.selection import SearchPlan, Tuning
 from dartslight.spaces import Choices, find_space
 from dartslight.strategies import (
     Architecture,
@@ -46,7 +50,7 @@ from dartslight.strategies import (
     check_combination,
 )
 
-_INITIALISATION, _STEP = 1, 2  # what a derived seed is for
+_INITIALISATION, _STEP, _STAGE = 1, 2, 6  # what a derived seed is for
 
 
 class _Optimizers(NamedTuple):
@@ -69,11 +73,13 @@ class SearchModule(LightningModule):
         edge_normalisation: Whether the edges into a node have weights of their own, which sum to 1 (PC-DARTS).
         auxiliary_skip: How the weight of a skip connection on every edge, which is never chosen, falls from 1 to 0 over
             the search (DARTS-): ``linear`` or ``cosine``; null for no such skip connection.
+        stages: The stages of a search whose supernet grows (P-DARTS, DrNAS); they take the place of num_cells and
+            partial_channels; null for one stage.
         drop_path: Probability, at the end of the search, with which a picture loses the output of an operation in a
             weight step; it grows linearly from 0. Skip connections without weights are spared. R-DARTS' code drops all
             that an edge adds at once, skip connections included, and does so in the architecture step as well.
-        learning_rate: Learning rate of the operation weights in the first epoch.
-        min_learning_rate: Learning rate that the cosine schedule ends at.
+        learning_rate: Learning rate of the operation weights in the first epoch of a stage.
+        min_learning_rate: Learning rate that the cosine schedule of a stage ends at.
         momentum: Momentum of the operation weights' optimizer.
         nesterov: Whether that momentum is Nesterov's.
         weight_decay: Weight decay of the operation weights.
@@ -83,7 +89,7 @@ class SearchModule(LightningModule):
         alpha_momentum: Share of the last gradient's mean that their optimizer keeps (the first beta of Adam).
         alpha_clip_norm: Largest L2 norm of their gradients together; null for no limit.
         alpha_init_std: Standard deviation of the initial architecture parameters.
-        alpha_warmup_epochs: Epochs at the start in which the architecture parameters stay as they are.
+        alpha_warmup_epochs: Epochs at the start of each stage in which the architecture parameters stay as they are.
         track_statistics: Whether batch normalisations keep running statistics and use them in evaluation; without them
             evaluation uses the statistics of each batch.
         checkpoint_cells: Whether a step keeps only what goes in and out of each cell and computes the cell again for
@@ -105,6 +111,7 @@ class SearchModule(LightningModule):
         partial_channels: int = 1,
         edge_normalisation: bool = False,
         auxiliary_skip: AuxiliarySkip | None = None,
+        stages: list[Stage] | None = None,
         drop_path: float = 0.0,
         learning_rate: float = 0.025,
         min_learning_rate: float = 0.001,
@@ -146,11 +153,12 @@ class SearchModule(LightningModule):
             )
         self.automatic_optimization = False
         self.space = find_space(space)
-        self.num_cells, self.init_channels, self.track_statistics = num_cells, init_channels, track_statistics
+        self.init_channels, self.track_statistics = init_channels, track_statistics
+        self.stages = [Stage(num_cells, partial_channels)] if stages is None else stages
+        check_stages(self.stages)
         self.relaxation, self.gradient = relaxation or Softmax(), gradient or FirstOrder()
         self.smoothing, self.drop_path = smoothing, drop_path
-        self.partial_channels, self.edge_normalisation = partial_channels, edge_normalisation
-        self.auxiliary_skip = auxiliary_skip
+        self.edge_normalisation, self.auxiliary_skip = edge_normalisation, auxiliary_skip
         self.checkpoint_cells = checkpoint_cells
         check_combination(self.relaxation, self.gradient, smoothing, drop_path, checkpoint_cells, compile)
         self.compile_mode, self.matmul_precision = compile, matmul_precision
@@ -180,7 +188,7 @@ class SearchModule(LightningModule):
         loss = F.cross_entropy(logits, batch["train"].labels)
         self.manual_backward(loss)
         optimizers.weights.step()
-        self.share_statistics()
+        share_statistics(self.trainer, self.supernet)
         self._log("train", loss, logits, batch["train"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -199,7 +207,28 @@ class SearchModule(LightningModule):
     def _learns_architecture(self) -> bool:
         if self.is_tuning and not self.tuning.train_alphas:
             return False
-        return self.gradient.learns and self.current_epoch >= self.alpha_warmup_epochs
+        is_warm = self.is_tuning or self.plan.place(self.current_epoch) >= self.alpha_warmup_epochs
+        return self.gradient.learns and is_warm
+
+    @functools.cached_property
+    def plan(self) -> Stages:
+        """The stages in the epochs of this search."""
+        assert self.search_epochs is not None
+        return Stages(self.stages, self.search_epochs)
+
+    def search_plan(self, is_over: bool) -> SearchPlan:
+        """Returns what a selection rule is told of this search.
+
+        Args:
+            is_over: Whether it ended before this run.
+        """
+        assert self.search_epochs is not None
+        return SearchPlan(self.space, self.search_epochs, self.plan.ends, self.gradient.learns, is_over)
+
+    @property
+    def supernet(self) -> Supernet:
+        """The supernet of the present stage."""
+        return cast("Supernet", self.supernets[self.plan.index(self.current_epoch) if len(self.stages) > 1 else 0])
 
     @property
     def progress(self) -> float:
@@ -243,13 +272,14 @@ class SearchModule(LightningModule):
     @property
     def _drop(self) -> Drop:
         """What a weight step leaves out at random."""
-        return Drop(self.drop_path * self.progress) if self.drop_path else NO_DROP
+        skip = self.plan.skip_dropout(self.current_epoch, self.alpha_warmup_epochs)
+        return Drop(self.drop_path * self.progress, skip) if self.drop_path or skip else NO_DROP
 
     def learning_rate_at(self, epoch: int) -> float:
         """Returns the learning rate of the operation weights in an epoch: a cosine in the search, then the tuning's."""
         assert self.search_epochs is not None
         if epoch < self.search_epochs:
-            return _cosine(self.learning_rate, self.min_learning_rate, epoch / self.search_epochs)
+            return _cosine(self.learning_rate, self.min_learning_rate, self.plan.place(epoch) / self.plan.length)
         if self.tuning.schedule == "constant":
             return self.tuning.learning_rate
         fraction = (epoch - self.search_epochs) / max(1, self.tuning_epochs)
@@ -262,11 +292,24 @@ class SearchModule(LightningModule):
         torch.manual_seed(derived_seed(run_seed(), _STEP, epoch, batch_idx, self.global_rank))
         for group in optimizers.weights.param_groups:
             group["lr"] = self.learning_rate_at(epoch)
-        if epoch == self.search_epochs and batch_idx == 0 and not self.tuning.warm_momentum:
+        if batch_idx == 0 and epoch == self.search_epochs and not self.tuning.warm_momentum:
             optimizers.weights.optimizer.state.clear()
+        if batch_idx == 0 and 0 < epoch < self.plan.epochs and self.plan.place(epoch) == 0:
+            self._begin_stage(self.plan.index(epoch), optimizers)
         # Only the weight step counts as a step of the trainer. https://github.com/Lightning-AI/pytorch-lightning/issues/17958
         optimizers.alphas._on_before_step = optimizers.alphas._on_after_step = _nothing
         return optimizers
+
+    def _begin_stage(self, stage: int, optimizers: _Optimizers) -> None:
+        """Lets a stage but the first begin as it says, with optimizers that remember nothing."""
+        seed = derived_seed(run_seed(), _STAGE, stage)
+        optimizers.weights.optimizer.state.clear()
+        if self.stages[stage].start == "widened":
+            new, old = self.supernets[stage], self.supernets[stage - 1]
+            widen(new, old, torch.Generator().manual_seed(seed))
+        else:
+            optimizers.alphas.optimizer.state.clear()
+            self.architecture.initialise(torch.Generator().manual_seed(seed))
 
     @contextmanager
     def _passes(self) -> Iterator[None]:
@@ -311,38 +354,20 @@ class SearchModule(LightningModule):
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             momentum_buffers=[states[w].get("momentum_buffer") if w in states else None for w in weights],
-            average=self._average,
+            average=functools.partial(average, self.trainer),
             loss_scale=1.0 if self._scaler is None else self._scaler.scale(torch.ones((), device=self.device)),
         )
 
     def _assign_alpha_gradients(self, gradients: Sequence[Tensor]) -> None:
         """Gives the architecture parameters their gradient, averaged over all devices, where the optimizer looks."""
-        means = self._average(gradients)
+        means = average(self.trainer, gradients)
         if self.alpha_clip_norm is not None:
-            norm = torch.nn.utils.get_total_norm(means)
-            means = [mean * (self.alpha_clip_norm / (norm + 1e-6)).clamp(max=1) for mean in means]
+            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(mean) for mean in means]))
+            means = [mean * (self.alpha_clip_norm / (norm + 1e-6)).clamp(max=1.0) for mean in means]
         for alpha, mean in zip(self.architecture.parameters(), means, strict=True):
             alpha.grad = mean if self._scaler is None else self._scaler.scale(mean)
             if self._scaler is None:
                 self.finite.note("architecture gradient", self.global_step, mean)
-
-    def _average(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Returns the means of tensors over all devices, in one message."""
-        if self.trainer.world_size == 1:
-            return tensors
-        flat = torch.cat([t.reshape(-1) for t in tensors])
-        mean = cast("Tensor", self.trainer.strategy.reduce(flat, reduce_op="mean"))
-        return [
-            m.view_as(t)
-            for m, t in zip(torch.split_with_sizes(mean, [t.numel() for t in tensors]), tensors, strict=True)
-        ]
-
-    def share_statistics(self) -> None:
-        """Gives all devices the mean of their running statistics, so that one checkpoint is the state of all."""
-        running = [b for b in self.supernet.buffers() if b.dtype.is_floating_point]
-        if running and self.trainer.world_size > 1:
-            for buffer, mean in zip(running, self._average(running), strict=True):
-                buffer.copy_(mean)
 
     @property
     def _scaler(self) -> Any:
@@ -352,13 +377,11 @@ class SearchModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clips the weight gradients; here they are unscaled in every precision."""
         if optimizer is cast("list[Optimizer]", self.optimizers(use_pl_optimizer=False))[0]:
-            norm = torch.nn.utils.clip_grad_norm_(self.supernet.parameters(), self.clip_norm)
-            if self._scaler is None:  # a scaler looks for infinities itself, and leaves such steps out
-                self.finite.note("weight gradient", self.global_step, norm)
+            self.finite.clip(self.trainer, "weight gradient", self.supernet.parameters(), self.clip_norm)
 
-    def on_train_epoch_end(self) -> None:
-        """Stops a run that has diverged."""
-        self.finite.check()
+    def configure_callbacks(self) -> list[Callback]:
+        """Lets a watch stop the run where it diverges."""
+        return [self.finite]
 
     def _log(self, part: str, loss: Tensor, logits: Tensor, batch: Batch) -> None:
         if part == "train":
@@ -371,13 +394,18 @@ class SearchModule(LightningModule):
 
     # ------------------------------------------------------------------ set-up and checkpoints
 
+    def setup(self, stage: str) -> None:
+        """Tells the data-parallel wrapper that operations leave the graph as they are drawn and decided."""
+        if isinstance(self.trainer.strategy, DDPStrategy):
+            self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+
     def configure_model(self) -> None:
         """Builds the supernet for the data at hand.
 
         Raises:
             InputError: If there are no pictures for the validation batches.
         """
-        if hasattr(self, "supernet"):
+        if hasattr(self, "supernets"):
             return
         if not cast("Any", self.trainer).datamodule.has_val:
             raise InputError(
@@ -385,18 +413,22 @@ class SearchModule(LightningModule):
             )
         torch.manual_seed(derived_seed(run_seed(), _INITIALISATION))
         num_classes = cast("Any", self.trainer).datamodule.num_classes
-        self.supernet = Supernet(
-            self.space,
-            self.num_cells,
-            self.init_channels,
-            num_classes,
-            self.track_statistics,
-            self.checkpoint_cells,
-            self.partial_channels,
-            self._terms(),
+        self.supernets = nn.ModuleList(
+            Supernet(
+                self.space,
+                stage.num_cells,
+                self.init_channels,
+                num_classes,
+                self.track_statistics,
+                self.checkpoint_cells,
+                stage.partial_channels,
+                self._terms(),
+            )
+            for stage in self.stages
         )
         if self.compile_mode is not None:
-            self.supernet.capture(self.compile_mode)
+            for supernet in self.supernets:
+                cast("Supernet", supernet).capture(self.compile_mode)
         torch.set_float32_matmul_precision(self.matmul_precision)
         torch.backends.cudnn.allow_tf32 = self.matmul_precision != "highest"
         self.architecture = Architecture(
@@ -405,11 +437,8 @@ class SearchModule(LightningModule):
             self.alpha_init_std,
             self.edge_normalisation,
             self.auxiliary_skip,
-            self.supernet.terms,
+            cast("Supernet", self.supernets[0]).terms,
         )
-        if self.relaxation.samples_one and isinstance(self.trainer.strategy, DDPStrategy):
-            # What is not drawn is not in the graph, which the data-parallel wrapper must be told before it is made.
-            self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
         # Their gradient is averaged by hand, so the data-parallel wrapper must not wait for it.
         self._ddp_params_and_buffers_to_ignore = [
             name for name, _ in self.named_parameters() if name.startswith("architecture.")
@@ -419,7 +448,7 @@ class SearchModule(LightningModule):
         """Returns SGD for the operation weights and Adam for the architecture parameters."""
         return [
             SGD(
-                self.supernet.parameters(),
+                self.supernets.parameters(),
                 self.learning_rate,
                 self.momentum,
                 weight_decay=self.weight_decay,
@@ -439,16 +468,12 @@ class SearchModule(LightningModule):
             self.search_epochs = self.trainer.max_epochs
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what the checkpoint is of, and what has been decided.
-
-        Raises:
-            InputError: If the run has diverged.
-        """
-        self.finite.check()
+        """Adds what the checkpoint is of, and what has been decided."""
         checkpoint[HEADER] = {
             **checkpoint.get(HEADER, {}),
             **self._header(),
             "choices": self.choices.state(),
+            "search_epochs": self.search_epochs,
             "epochs": cast("Any", self.trainer.fit_loop.epoch_progress.current).processed,
         }
 
@@ -460,6 +485,8 @@ class SearchModule(LightningModule):
         """
         check_header(checkpoint, self._header())
         self.choices = Choices.from_state(checkpoint[HEADER]["choices"])
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self.search_epochs = checkpoint[HEADER]["search_epochs"]
 
     def _terms(self) -> tuple[EdgeTerm, ...]:
         """What edges carry beside their operations."""
@@ -470,14 +497,14 @@ class SearchModule(LightningModule):
         return {
             "kind": "search",
             "space": self.space.name,
-            "num_cells": self.num_cells,
+            "num_cells": [stage.num_cells for stage in self.stages],
             "init_channels": self.init_channels,
             "track_statistics": self.track_statistics,
-            "partial_channels": self.partial_channels,
+            "partial_channels": [stage.partial_channels for stage in self.stages],
             "auxiliary_skip": self.auxiliary_skip is not None,
             "edge_normalisation": self.edge_normalisation,
             "seed": run_seed(),
-            "num_classes": self.supernet.classifier.out_features,
+            "num_classes": cast("Supernet", self.supernets[0]).classifier.out_features,
         }
 
 

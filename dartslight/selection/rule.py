@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from dartslight.errors import InputError
 from dartslight.nets import Mixing
 from dartslight.selection.racing import Criterion, Race
 from dartslight.spaces import Choices, SearchSpace
@@ -39,13 +40,30 @@ class SearchPlan:
         space: The search space.
         epochs: Number of its epochs.
         stage_ends: For each of its stages the number of epochs at its end; the last one is that of the search.
+        learns: Whether the architecture parameters learn, so that mixing weights mean something.
         is_over: Whether it ended before this run, so that nothing can be decided on the way.
     """
 
     space: SearchSpace
     epochs: int
     stage_ends: tuple[int, ...] = ()
+    learns: bool = True
     is_over: bool = False
+
+    def check_learned(self, rule: str) -> None:
+        """Checks that mixing weights mean something.
+
+        Args:
+            rule: The name of the rule that goes by them.
+
+        Raises:
+            InputError: If they do not.
+        """
+        if not self.learns:
+            raise InputError(
+                f"{rule} goes by the mixing weights, but this strategy leaves them at their random start; use "
+                "Perturbation, or Random as a control."
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,16 @@ class Architecture(nn.Module):
             nodes = torch.tensor([edge.node for edge in cell.edges])
             self.register_buffer(f"_meet_{cell.name}", nodes == nodes.unsqueeze(1), persistent=False)
 
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draws all parameters anew.
+
+        Args:
+            generator: Draws them, on the CPU.
+        """
+        for parameter in self.parameters():
+            parameter.copy_(self.init_std * torch.randn(parameter.shape, generator=generator))
+
     def forward(self, choices: Choices, progress: float = 1.0) -> Mixing:
         """Returns the mixing weights that a supernet is measured and decided with.
 

@@ -1,0 +1,278 @@
+"""Every strategy and selection on the same supernets, judged by true accuracies: NAS-Bench-201 on real CIFAR-10.
+
+    python benchmarks/study.py --data data/cifar10 --table nasbench201.csv.gz [--out runs/study] [--jobs 2]
+    python benchmarks/study.py --list
+    python benchmarks/study.py --data … --table … --index $SLURM_ARRAY_TASK_ID
+    python benchmarks/study.py --table … --report > docs/results.md
+
+One run is one seed of one strategy: a search of ten epochs on 5,000 + 5,000 pictures of 16x16 (a supernet of three
+cells and eight channels), then each selection on that supernet. The seed changes the pictures, their order and the
+weights together. A finished run is never repeated, so the same command goes on where it was stopped. Each run writes
+its rows into OUT/rows/, and OUT/table.csv holds those of all. The settings of each strategy are those of its paper with
+the learning rate of the architecture parameters ten times as large, since the search is so much shorter.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+SEEDS = (0, 1, 2, 3)
+_STRATEGIES, _RULES = "dartslight.strategies", "dartslight.selection"
+
+SETTING: dict[str, Any] = {
+    "trainer": {"max_epochs": 10, "limit_val_batches": 0, "enable_progress_bar": False},
+    "model": {
+        "class_path": "dartslight.modules.SearchModule",
+        "init_args": {
+            "space": "nasbench201",
+            "num_cells": 3,
+            "init_channels": 8,
+            "learning_rate": 0.05,
+            "alpha_learning_rate": 3e-3,
+            "track_statistics": False,
+        },
+    },
+    "data": {
+        "class_path": "dartslight.data.ImageFolder",
+        "init_args": {"size": 16, "padding": 2, "max_pictures": 10000, "batch_size": 64},
+    },
+}
+"""What all runs share."""
+
+
+def _of(package: str, name: str, **init_args: Any) -> dict[str, Any]:
+    return {"class_path": f"{package}.{name}", "init_args": init_args}
+
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "DARTS": {},
+    "blank": {"gradient": _of(_STRATEGIES, "Fixed")},
+    "DARTS, second order": {"gradient": _of(_STRATEGIES, "FiniteDifference")},
+    "SDARTS-RS": {"smoothing": _of(_STRATEGIES, "RandomSmoothing")},
+    "SDARTS-ADV": {"smoothing": _of(_STRATEGIES, "AdversarialSmoothing")},
+    "PC-DARTS": {
+        "partial_channels": 4,
+        "edge_normalisation": True,
+        "alpha_learning_rate": 6e-3,
+        "alpha_warmup_epochs": 3,
+    },
+    "FairDARTS": {
+        "relaxation": _of(_STRATEGIES, "Sigmoid"),
+        "alpha_learning_rate": 3e-2,
+        "alpha_momentum": 0.9,
+        "alpha_init_std": 0.0,
+    },
+    "DARTS-": {"auxiliary_skip": "linear"},
+    "R-DARTS (DP)": {"drop_path": 0.2},
+    "R-DARTS (L2)": {"weight_decay": 27e-4},
+    "DrNAS": {"relaxation": _of(_STRATEGIES, "Dirichlet")},
+    "GDAS": {"relaxation": _of(_STRATEGIES, "Gumbel"), "nesterov": True, "weight_decay": 5e-4},
+}
+"""What each strategy changes in the search."""
+
+_SHORT = {"interval": 1, "eval_batches": 16}
+
+SELECTIONS: dict[str, dict[str, Any]] = {
+    "magnitude": _of(_RULES, "Magnitude"),
+    "PT-Mag": _of(_RULES, "Perturbation", preset="official", criterion="weight", interval=1),
+    "perturbation, official": _of(_RULES, "Perturbation", preset="official", **_SHORT),
+    "perturbation, paired": _of(_RULES, "Perturbation", preset="paired", **_SHORT),
+}
+"""What decides a finished supernet."""
+
+ON_THE_WAY: dict[str, dict[str, Any]] = {
+    "SGAS": _of(_RULES, "Sgas", warmup_epochs=3, interval=1),
+    "SGAS+PT": _of(
+        _RULES,
+        "Sgas",
+        warmup_epochs=3,
+        interval=1,
+        perturbation=_of(_RULES, "Perturbation", preset="official", **_SHORT),
+    ),
+    "DARTS-ES": _of(_RULES, "CurvatureStop", every=1, min_epoch=2, window=2, lag=2),
+}
+"""What decides during the search, each in a search of its own."""
+
+RUNS = [(name, seed) for name in (*STRATEGIES, *ON_THE_WAY) for seed in SEEDS]
+COLUMNS = ("strategy", "selection", "seed", "arch", "cifar10", "cifar100", "seconds")
+
+
+# --------------------------------------------------------------------------------------------------------------- runs
+
+
+def run(index: int, given: argparse.Namespace) -> None:
+    """Takes one run, unless it is finished, and writes its rows."""
+    strategy, seed = RUNS[index]
+    rows = Path(given.out) / "rows" / f"{index:03d}.json"
+    if rows.exists():
+        return
+    from dartslight.benchmarks import Table
+
+    table, folder = Table.read(given.table), Path(given.out) / f"{index:03d}"
+    found = []
+    for selection, arch, seconds in architectures(strategy, seed, folder, given.data):
+        entries = table.look_up(arch)
+        values = (entries["cifar10_test"].value, entries["cifar100_test"].value)
+        found.append(dict(zip(COLUMNS, (strategy, selection, seed, arch, *values, seconds), strict=True)))
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    part = rows.with_suffix(".part")
+    part.write_text(json.dumps(found))
+    part.replace(rows)
+    collect(Path(given.out))
+    print(f"{index}: {strategy}, seed {seed}: " + ", ".join(f"{r['selection']} {r['cifar10']:.2f}" for r in found))
+
+
+def architectures(strategy: str, seed: int, folder: Path, data: str) -> list[tuple[str, str, float]]:
+    """Searches once and returns selection, architecture and seconds of each rule."""
+    config = json.loads(json.dumps(SETTING))
+    config["seed_everything"] = seed
+    config["model"]["init_args"] |= STRATEGIES.get(strategy, {})
+    config["data"]["init_args"] |= {"root": data, "cache_dir": str(folder.parent / "cache")}
+    if strategy in ON_THE_WAY:
+        return [(strategy, *decide("fit", {**config, "selection": ON_THE_WAY[strategy]}, folder / "fit"))]
+    last = folder / "search" / "version_0" / "checkpoints" / "last.ckpt"
+    decide("fit", config, folder / "search")
+    learns = strategy != "blank"
+    rules = {name: rule for name, rule in SELECTIONS.items() if learns or name.startswith("perturbation")}
+    return [
+        (name, *decide("select", {"selection": rule}, folder / str(i), f"--supernet={last}"))
+        for i, (name, rule) in enumerate(rules.items())
+    ]
+
+
+def decide(command: str, config: dict[str, Any], folder: Path, *words: str) -> tuple[str, float]:
+    """Runs a command, or goes on with it, and returns the architecture if there is one, and the seconds it took."""
+    from dartslight.cli import main
+    from dartslight.genotype import Genotype
+
+    start, genotype = time.perf_counter(), folder / "version_0" / "genotype.json"
+    done = genotype if "selection" in config else folder / "done"
+    if not done.exists():
+        if folder.exists():
+            for file in sorted(folder.rglob("*"), reverse=True):
+                file.unlink() if file.is_file() else file.rmdir()
+        root = f"--trainer.default_root_dir={folder}"
+        quiet = io.StringIO()
+        with contextlib.redirect_stdout(quiet):
+            code = main([command, f"--config={json.dumps(config)}", root, *words])
+        if code != 0:
+            raise SystemExit(f"{command} ended with code {code}: {quiet.getvalue()[-2000:]}")
+        if done != genotype:
+            done.touch()
+    seconds = time.perf_counter() - start
+    return Genotype.load(genotype).to_nasbench201() if genotype.exists() else "", round(seconds, 1)
+
+
+def collect(out: Path) -> list[dict[str, Any]]:
+    """Writes the table of all rows so far, and returns them."""
+    found = [row for file in sorted((out / "rows").glob("*.json")) for row in json.loads(file.read_text())]
+    part = out / f"table.csv.{os.getpid()}"
+    with part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found)
+    part.replace(out / "table.csv")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------- report
+
+
+def sign_flip(differences: Sequence[float]) -> float:
+    """Returns the two-sided p-value of an exact paired test: how often random signs give as large a mean."""
+    observed = abs(sum(differences))
+    signs = list(itertools.product((1, -1), repeat=len(differences)))
+    hits = sum(abs(sum(s * d for s, d in zip(row, differences, strict=True))) >= observed - 1e-9 for row in signs)
+    return hits / len(signs)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Returns mean and standard deviation in words."""
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}"
+
+
+def report(rows: Sequence[dict[str, Any]], table: str) -> str:
+    """Returns the results as Markdown."""
+    lines = [
+        "| strategy | selection | seeds | CIFAR-10 | CIFAR-100 | against magnitude (CIFAR-10) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (strategy, selection), group in itertools.groupby(rows, lambda r: (r["strategy"], r["selection"])):
+        own = {r["seed"]: r for r in group}
+        base = {r["seed"]: r for r in rows if (r["strategy"], r["selection"]) == (strategy, "magnitude")}
+        against = ""
+        if selection != "magnitude" and (both := sorted(own.keys() & base.keys())):
+            differences = [own[s]["cifar10"] - base[s]["cifar10"] for s in both]
+            wins = sum(d > 0 for d in differences)
+            against = f"{statistics.mean(differences):+.2f}, better in {wins} of {len(both)}"
+            against += f", p = {sign_flip(differences):.3f}"
+        ten, hundred = ([r[key] for r in own.values()] for key in ("cifar10", "cifar100"))
+        lines.append(f"| {strategy} | {selection} | {len(own)} | {spread(ten)} | {spread(hundred)} | {against} |")
+    lines += ["", "Controls, from the table itself: " + controls(table)]
+    return "\n".join(lines)
+
+
+def controls(table: str) -> str:
+    """Returns what needs no search: a random architecture, the all-3x3 cell, the best of the table."""
+    from dartslight.benchmarks import Table
+
+    known = Table.read(table)
+    conv = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
+    words = []
+    for name in ("cifar10_test", "cifar100_test"):
+        values = known.columns[name]
+        words.append(
+            f"{name}: random {spread(values)}, all 3x3 {known.look_up(conv)[name].value:.2f}, best {max(values):.2f}"
+        )
+    return "; ".join(words) + "."
+
+
+def main() -> None:
+    """Does what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder with train/<class>/*.png of CIFAR-10")
+    parser.add_argument("--table", help="NAS-Bench-201's accuracies as a CSV file (plain or .gz)")
+    parser.add_argument("--out", default="runs/study", help="folder of all runs (default: runs/study)")
+    parser.add_argument("--list", action="store_true", help="list the runs by their index")
+    parser.add_argument("--index", type=int, help="take only this run")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, one thread each (default: 1)")
+    parser.add_argument("--report", action="store_true", help="print the results so far as Markdown")
+    given = parser.parse_args()
+    if given.list:
+        print("\n".join(f"{i}: {strategy}, seed {seed}" for i, (strategy, seed) in enumerate(RUNS)))
+    elif given.report:
+        print(report(collect(Path(given.out)), given.table))
+    elif not given.data or not given.table:
+        parser.error("a run needs --data and --table")
+    elif given.index is not None:
+        run(given.index, given)
+    else:
+        # Each run in a process of its own: seeds first, so that all strategies grow together.
+        order = sorted(range(len(RUNS)), key=lambda i: RUNS[i][1])
+        with ThreadPool(given.jobs) as pool:
+            codes = pool.map(lambda i: in_process(i, given), order, chunksize=1)
+        raise SystemExit(any(codes))
+
+
+def in_process(index: int, given: argparse.Namespace) -> int:
+    """Takes one run in a process of its own and returns its exit code."""
+    words = [f"--data={given.data}", f"--table={given.table}", f"--out={given.out}", f"--index={index}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, __file__, *words], env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""What all devices do together; every message between them that the loop sends is here."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+
+def average(trainer: Trainer, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Returns the means of tensors over all devices, in one message.
+
+    Args:
+        trainer: The trainer.
+        tensors: The tensors on this device.
+    """
+    if trainer.world_size == 1:
+        return tensors
+    flat = torch.cat([t.reshape(-1) for t in tensors])
+    mean = cast("Tensor", trainer.strategy.reduce(flat, reduce_op="mean"))
+    parts = torch.split_with_sizes(mean, [t.numel() for t in tensors])
+    return [m.view_as(t) for m, t in zip(parts, tensors, strict=True)]
+
+
+def share_statistics(trainer: Trainer, network: nn.Module) -> None:
+    """Gives all devices the mean of a network's running statistics, so that one checkpoint is the state of all.
+
+    Args:
+        trainer: The trainer.
+        network: The network.
+    """
+    running = [b for b in network.buffers() if b.dtype.is_floating_point]
+    if running and trainer.world_size > 1:
+        for buffer, mean in zip(running, average(trainer, running), strict=True):
+            buffer.copy_(mean)

@@ -1,0 +1,138 @@
+"""Which strategy, selection and space go together: prints docs/methods.md.
+
+    python docs/methods.py > docs/methods.md
+
+Nothing here is a table by hand: each combination is built, and where the program refuses it, its sentence is the entry.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from dartslight.errors import InputError
+from dartslight.modules import SearchModule
+from dartslight.modules.stages import Stage
+from dartslight.selection import (
+    CurvatureStop,
+    Magnitude,
+    Perturbation,
+    Random,
+    Rule,
+    SearchPlan,
+    Sgas,
+    Staged,
+)
+from dartslight.spaces import SPACES
+from dartslight.strategies import (
+    AdversarialSmoothing,
+    Dirichlet,
+    FiniteDifference,
+    Fixed,
+    Gumbel,
+    RandomSmoothing,
+    Sigmoid,
+    Unrolled,
+)
+
+EPOCHS = 60
+"""The length of the searches; a common multiple of all numbers of stages, and long enough for SGAS."""
+
+STRATEGIES: dict[str, Callable[[], dict[str, Any]]] = {
+    "DARTS": dict,
+    "DARTS, second order": lambda: {"gradient": FiniteDifference()},
+    "DARTS, second order, exact": lambda: {"gradient": Unrolled()},
+    "blank": lambda: {"gradient": Fixed()},
+    "SDARTS-RS": lambda: {"smoothing": RandomSmoothing()},
+    "SDARTS-ADV": lambda: {"smoothing": AdversarialSmoothing(steps=2)},
+    "PC-DARTS": lambda: {"partial_channels": 2, "edge_normalisation": True},
+    "FairDARTS": lambda: {"relaxation": Sigmoid(), "alpha_init_std": 0.0, "alpha_momentum": 0.9},
+    "DARTS-": lambda: {"auxiliary_skip": "linear"},
+    "R-DARTS (DP)": lambda: {"drop_path": 0.2, "gradient": FiniteDifference()},
+    "P-DARTS": lambda: {"stages": [Stage(3, skip_dropout=0.1), Stage(6, skip_dropout=0.4)]},
+    "DrNAS": lambda: {"relaxation": Dirichlet()},
+    "DrNAS, progressive": lambda: {
+        "relaxation": Dirichlet(),
+        "stages": [Stage(3, partial_channels=2), Stage(3, partial_channels=2, start="widened")],
+    },
+    "GDAS": lambda: {"relaxation": Gumbel()},
+}
+"""What each strategy changes in a search, as small as it can be."""
+
+SELECTIONS: dict[str, Callable[[], Rule]] = {
+    "magnitude": Magnitude,
+    "magnitude over 0.85": lambda: Magnitude(threshold=0.85),
+    "random": Random,
+    "perturbation": lambda: Perturbation(eval_batches=1),
+    "perturbation, official": lambda: Perturbation("official", eval_batches=1),
+    "PT-Mag": lambda: Perturbation("official", criterion="weight"),
+    "SGAS 1": lambda: Sgas(criterion=1),
+    "SGAS 2": lambda: Sgas(criterion=2),
+    "SGAS+PT": lambda: Sgas(perturbation=Perturbation("official", eval_batches=1)),
+    "staged": lambda: Staged(keep=[2]),
+    "curvature stop": CurvatureStop,
+}
+"""The rules."""
+
+
+def search(strategy: str, space: str) -> SearchModule:
+    """Returns a search of three cells and four channels.
+
+    Args:
+        strategy: The name of a strategy.
+        space: The name of a search space.
+    """
+    return SearchModule(**{"space": space, "num_cells": 3, "init_channels": 4, **STRATEGIES[strategy]()})
+
+
+def plan_of(module: SearchModule) -> SearchPlan:
+    """Returns what a rule is told of a search."""
+    module.search_epochs = EPOCHS
+    return module.search_plan(is_over=False)
+
+
+def refusal(strategy: str, selection: str, space: str) -> str | None:
+    """Returns the sentence with which a combination is refused, or None where it works."""
+    try:
+        SELECTIONS[selection]().schedule(plan_of(search(strategy, space)))
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def table() -> str:
+    """Returns the whole table as Markdown."""
+    sentences: list[str] = []
+
+    def entry(strategy: str, selection: str) -> str:
+        found = {space: refusal(strategy, selection, space) for space in SPACES}
+        if not any(found.values()):
+            return "✓"
+        for sentence in found.values():
+            if sentence is not None and sentence not in sentences:
+                sentences.append(sentence)
+        marks = {space: "✓" if s is None else f"[{1 + sentences.index(s)}]" for space, s in found.items()}
+        if len(set(marks.values())) == 1:
+            return marks.popitem()[1]
+        return "; ".join(f"{space} {mark}" for space, mark in marks.items())
+
+    rows = [f"| {s} | " + " | ".join(entry(s, rule) for rule in SELECTIONS) + " |" for s in STRATEGIES]
+    return "\n".join(
+        [
+            "# Methods",
+            "",
+            "Every strategy with every selection, on "
+            + ", ".join(SPACES)
+            + ". A tick works on all of these spaces and",
+            "is walked by a test; a number is the sentence, below, with which the program refuses it. Made by",
+            "`python docs/methods.py`; the configuration of each published combination is in `configs/cifar10/`.",
+            "",
+            "| strategy | " + " | ".join(SELECTIONS) + " |",
+            "|---" * (len(SELECTIONS) + 1) + "|",
+            *rows,
+            "",
+            *(f"{i}. {sentence}" for i, sentence in enumerate(sentences, start=1)),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    print(table())

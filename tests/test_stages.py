@@ -1,0 +1,127 @@
+"""Searches whose supernet grows: the arithmetic of stages, widening, and whole runs that are stopped on the way."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from test_kill import result
+from test_strategies_in_training import MAGNITUDE, TINY, fit, newest
+
+from dartslight.cli import main
+from dartslight.errors import InputError
+from dartslight.modules.stages import Stage, Stages, check_stages
+from dartslight.nets import OPERATIONS, Setting, Source, Supernet, widen
+from dartslight.nets.weighted_sum import value
+from dartslight.spaces import SPACES, Choices
+from dartslight.strategies import Architecture, Softmax
+
+GROWING = [
+    "--model.space=darts",
+    f"--model.stages={json.dumps([{'num_cells': 3, 'skip_dropout': 0.3}, {'num_cells': 5, 'skip_dropout': 0.6}])}",
+    "--model.alpha_warmup_epochs=1",
+    "--model.min_learning_rate=0",
+    "--trainer.max_epochs=4",
+    "--data.max_pictures=32",
+    *TINY,
+    MAGNITUDE,
+]
+WIDENING = [
+    "--model.relaxation=dartslight.strategies.Dirichlet",
+    "--model.init_channels=8",
+    "--model.stages="
+    + json.dumps(
+        [{"num_cells": 3, "partial_channels": 4}, {"num_cells": 3, "partial_channels": 2, "start": "widened"}]
+    ),
+    "--trainer.max_epochs=4",
+    "--data.max_pictures=32",
+    MAGNITUDE,
+]
+
+
+def test_the_epochs_of_a_search_are_shared_equally() -> None:
+    stages = Stages([Stage(5, skip_dropout=0.1), Stage(11, skip_dropout=0.4), Stage(17, skip_dropout=0.7)], 75)
+    assert stages.ends == (25, 50, 75)
+    assert [stages.index(e) for e in (0, 24, 25, 74, 75, 90)] == [0, 0, 1, 2, 2, 2]
+    assert [stages.place(e) for e in (0, 24, 25, 49, 50, 80)] == [0, 24, 0, 24, 0, 30]
+    with pytest.raises(InputError, match="cannot be divided into 3 stages"):
+        Stages([Stage(3)] * 3, 10)
+
+
+def test_dropout_falls_linearly_then_exponentially() -> None:
+    """P-DARTS: rate * (E - 1 - e) / E in the 10 epochs of warm-up, then rate * exp(-0.2 (e - 10)), for E = 25."""
+    stages = Stages([Stage(5, skip_dropout=0.1), Stage(11, skip_dropout=0.4)], 50)
+    assert stages.skip_dropout(0, 10) == pytest.approx(0.1 * 24 / 25)
+    assert stages.skip_dropout(9, 10) == pytest.approx(0.1 * 15 / 25)
+    assert stages.skip_dropout(10, 10) == pytest.approx(0.1)
+    assert stages.skip_dropout(25 + 15, 10) == pytest.approx(0.4 * math.exp(-1))
+    assert stages.skip_dropout(50, 10) == 0
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([], "empty list"),
+        ([Stage(3, skip_dropout=1.0)], "from 0 to below 1"),
+        ([Stage(3), Stage(3, partial_channels=2)], "all of them a partial_channels above 1"),
+        ([Stage(3, start="widened")], "first stage"),
+        ([Stage(3, 2), Stage(3, 4, start="widened")], "no larger partial_channels"),
+        ([Stage(3), Stage(5, start="widened")], "equal num_cells"),
+    ],
+)
+def test_stages_that_cannot_follow_each_other_are_refused(stages: list[Stage], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_stages(stages)
+
+
+@pytest.mark.parametrize("name", ["sep_conv_3x3", "dil_conv_5x5", "nor_conv_3x3", "avg_pool_3x3"])
+def test_a_widened_operation_computes_the_same(name: str) -> None:
+    torch.manual_seed(0)
+    narrow, wide = (OPERATIONS[name](Setting(c, 1, False, True, True)).double() for c in (3, 5))
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    for _ in range(3):
+        narrow(Source(x), None)
+    widen(wide, narrow, torch.Generator().manual_seed(1))
+    of = torch.cat([torch.arange(3), torch.randint(3, (2,), generator=torch.Generator().manual_seed(1))])
+    copied = x[:, of].contiguous(memory_format=torch.channels_last)
+    expected, found = value(narrow(Source(x), None)), value(wide(Source(copied), None))
+    torch.testing.assert_close(found, expected[:, of], rtol=1e-10, atol=1e-12)
+
+
+def test_a_widened_supernet_keeps_what_has_no_new_channels() -> None:
+    torch.manual_seed(0)
+    narrow, wide = (Supernet(SPACES["nasbench201"], 3, 8, 10, partial_channels=k) for k in (4, 2))
+    widen(wide, narrow, torch.Generator().manual_seed(0))
+    assert torch.equal(wide.stem[0].weight, narrow.stem[0].weight)
+    assert torch.equal(wide.classifier.weight, narrow.classifier.weight)
+    choices = Choices.everything(SPACES["nasbench201"])
+    mixing = Architecture(SPACES["nasbench201"], Softmax(), 1.0, terms=wide.terms)(choices)
+    assert torch.isfinite(wide(torch.randn(4, 3, 8, 8), mixing, choices)).all()
+
+
+@pytest.mark.parametrize("options", [GROWING, WIDENING], ids=["anew", "widened"])
+def test_a_growing_search_goes_on_to_the_same_bits(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = result(fit(tmp_path / "whole", *options, "--checkpoint_every_n_batches=1"))
+    for stop in (3, 4, 5):  # within the first stage, on its last batch, within the second
+        root = tmp_path / str(stop)
+        fit(root, *options, "--checkpoint_every_n_batches=1", f"--trainer.max_steps={stop}")
+        last = newest(root) / "checkpoints" / "last.ckpt"
+        assert main(["fit", f"--ckpt_path={last}", "--trainer.max_steps=-1"]) == 0
+        assert result(newest(root)) == expected
+
+
+def test_each_stage_trains_its_own_supernet_from_its_own_start(tmp_path: Path) -> None:
+    states = {}
+    for epochs in (2, 4):
+        folder = fit(tmp_path / str(epochs), *GROWING, "--selection=null", f"--trainer.max_steps={epochs}")
+        states[epochs] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    first = [k for k in states[2] if k.startswith("supernets.0.") and k.endswith("weight")]
+    second = [k for k in states[2] if k.startswith("supernets.1.") and k.endswith("weight")]
+    assert all(torch.equal(states[2][k], states[4][k]) for k in first)
+    assert any(not torch.equal(states[2][k], states[4][k]) for k in second)
+    assert len(second) > len(first)
+    alphas = [states[e]["architecture.alphas.normal"] for e in (2, 4)]
+    assert not torch.equal(*alphas)  # drawn anew
