@@ -67,12 +67,12 @@ def in_words(genotype: Genotype, decisions: Sequence[Mapping[str, Any]]) -> str:
         candidates = decision["candidates"]
         gone = {c["source"] for c in candidates if not c["chosen"]}
         chosen = [c for c in candidates if c["chosen"]]
-        node = chosen[0]["node"]
+        node = candidates[0]["node"]
         if decision["kind"] == "operation":
             place, kept = f"{node}<-{chosen[0]['source']}", chosen[0]["op"]
         else:
             sources = sorted({c["source"] for c in candidates} - gone)
-            place, kept = f"node {node}", "inputs " + " and ".join(str(source) for source in sources)
+            place, kept = f"node {node}", "inputs " + (" and ".join(str(source) for source in sources) or "none")
         lines.append(f"  {decision['cell']:<10}{place:<8}{kept:<16}{_evidence(decision)}")
     lines += _saved(decisions)
     lines.append("The architecture")
