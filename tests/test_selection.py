@@ -181,6 +181,56 @@ def test_magnitude_keeps_the_largest_weights() -> None:
         assert all(d.margin >= 0 for d in decisions)
 
 
+@pytest.mark.parametrize("name", ["darts", "darts8", "s1", "s3", "nasbench201"])
+def test_progressive_magnitude_measures_nothing_and_keeps_the_largest_weights(name: str) -> None:
+    supernet = Given(SPACES[name])
+    start = supernet.mixing(supernet.choices)
+    rule = Perturbation("official", criterion="weight")
+    assert rule.schedule(SearchPlan(supernet.space, 3)) == Perturbation("official").schedule(
+        SearchPlan(supernet.space, 3)
+    )
+    genotype, decisions = run(rule, supernet)
+    assert supernet.passes == 0
+    # Nothing has moved the parameters, so that the order of the decisions changes nothing.
+    assert genotype == run(Magnitude(), Given(SPACES[name]))[0]
+    assert {d.criterion for d in decisions} == {"weight"}
+    assert all(d.noise is None and d.margin >= 0 for d in decisions)
+    if name == "nasbench201":
+        none = [bool(start["cell"][e].argmax() == 0) for e in range(6)]
+        assert [edge.ops == ("none",) for edge in genotype.cells[0].edges] == none
+        assert any(none)
+        paired = run(Perturbation(criterion="weight"), Given(SPACES[name]))[0]
+        assert all(edge.ops != ("none",) for edge in paired.cells[0].edges)
+
+
+def test_progressive_magnitude_sees_the_weights_of_its_moment() -> None:
+    """Each edge by its weights when it is due, and each node by the weights that its operations had then."""
+    supernet = Given(SPACES["s2"])
+    rule = Perturbation("official", criterion="weight", order="sequential")
+    # (skip, sep) of an edge at its own decision; before and after that both have 1/2, and 1 where decided.
+    due = [(0.9, 0.1), (0.2, 0.8), (0.3, 0.7), (0.6, 0.4), (0.55, 0.45), *[(0.9 - 0.05 * i, 0.1) for i in range(9)]]
+    for point in range(17):
+        weights = torch.full((14, 2), 0.5, dtype=torch.float64)
+        for e, columns in enumerate(supernet.choices.of("normal")):
+            if len(columns) < 2:
+                weights[e] = torch.tensor([float(o in columns) for o in (0, 1)])
+        if point < 14:
+            weights[point] = torch.tensor(due[point], dtype=torch.float64)
+        supernet.mixing = lambda choices, w=weights: {"normal": w, "reduction": w}  # type: ignore[method-assign]
+        supernet.choices = rule.decide(supernet, point, 0).choices
+    genotype = Genotype.from_choices(supernet.space, supernet.choices)
+    got = {(e.node, e.source): e.ops[0] for e in genotype.cells[0].edges}
+    assert got == {
+        **{(2, 0): SKIP, (2, 1): SEP3},
+        **{(3, 0): SEP3, (3, 1): SKIP},  # 0.7 and 0.6 stay, 0.55 goes
+        **{(4, 0): SKIP, (4, 1): SKIP, (5, 0): SKIP, (5, 1): SKIP},
+    }
+    assert supernet.memory["weights"]["normal"][4] == 0.55
+
+
+SKIP, SEP3 = "skip_connect", "sep_conv_3x3"
+
+
 def sigmoids(space: SearchSpace, strong: dict[str, dict[int, tuple[str, float]]]) -> Given:
     """A supernet whose operations have the weight 0.1, but for one on some edges of each cell type."""
     supernet = Given(space)
@@ -192,7 +242,6 @@ def sigmoids(space: SearchSpace, strong: dict[str, dict[int, tuple[str, float]]]
     return supernet
 
 
-SKIP, SEP3 = "skip_connect", "sep_conv_3x3"
 # Edges into nodes 2, 3, 4 and 5 begin at 0, 2, 5 and 9.
 FAIR = {
     "normal": {0: (SEP3, 0.9), 1: (SKIP, 0.85), 2: (SEP3, 0.86), 3: (SKIP, 0.87), 4: (SEP3, 0.9), 9: (SKIP, 0.8)},
@@ -289,3 +338,5 @@ def test_wrong_settings_are_refused() -> None:
         Perturbation("best")
     with pytest.raises(InputError, match="interval is -1"):
         Perturbation(interval=-1)
+    with pytest.raises(InputError, match="racing makes measurements shorter, but the criterion weight needs none"):
+        Perturbation(criterion="weight", racing=0.99)

@@ -204,6 +204,10 @@ class Supernet(Protocol):
 class Rule(ABC):
     """Decides how a supernet becomes one architecture; holds settings only, what has been decided is in the choices."""
 
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name.strip('_')}={value}" for name, value in sorted(vars(self).items()))
+        return f"{type(self).__name__}({settings})"
+
     def tuning(self) -> Tuning:
         """Returns how the supernet is fine-tuned between the decision points."""
         return Tuning()
