@@ -1,5 +1,6 @@
 """Selection: how a trained supernet becomes one architecture."""
 
+from dartslight.selection.greedy import Sgas
 from dartslight.selection.perturbation import Perturbation
 from dartslight.selection.racing import Race
 from dartslight.selection.rule import (
@@ -30,6 +31,7 @@ __all__ = [
     "Rule",
     "Schedule",
     "SearchPlan",
+    "Sgas",
     "Supernet",
     "Tuning",
     "Variant",

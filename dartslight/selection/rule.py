@@ -91,8 +91,10 @@ class Decision:
 
     Args:
         cell: The cell type.
-        kind: ``operation`` of one edge, or ``inputs`` of one node.
-        criterion: What the scores are: ``loss``, ``accuracy``, ``weight`` (of the mixing) or ``random``.
+        kind: Which ``edge`` is next, which ``operation`` stands on it, which ``operations`` are left on it, or which
+            ``inputs`` a node has.
+        criterion: What the scores are: ``loss``, ``accuracy``, ``weight`` (of the mixing), ``sgas1`` or ``sgas2`` (of
+            an edge), or ``random``.
         candidates: Everything that was measured, in the order of measuring.
         batches: Batches used for the score of the kept candidate.
         pictures: Pictures on which the margin rests.
@@ -101,7 +103,7 @@ class Decision:
     """
 
     cell: str
-    kind: Literal["operation", "inputs"]
+    kind: Literal["edge", "operation", "operations", "inputs"]
     criterion: str
     candidates: tuple[Candidate, ...]
     batches: int = 0
