@@ -153,6 +153,8 @@ def test_edges_go_in_the_order_of_their_scores(criterion: int) -> None:
             best = max(left, key=lambda e, scores=scores: float(scores[e]))
             outcome = rule.decide(supernet, epoch - 3, 0)
             supernet.choices = outcome.choices
+            compared = [c.score_with for c in outcome.decisions[0].candidates]
+            assert compared == pytest.approx([float(scores[e]) for e in left], abs=1e-5)
             for name in ("normal", "reduction"):
                 op = 1 + int(alphas[best, 1:].argmax())
                 assert outcome.choices.of(name)[best] == (op,)
