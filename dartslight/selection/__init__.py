@@ -16,6 +16,7 @@ from dartslight.selection.rule import (
     Tuning,
     Variant,
 )
+from dartslight.selection.staged import Staged
 from dartslight.selection.strongest import Magnitude, Random
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Schedule",
     "SearchPlan",
     "Sgas",
+    "Staged",
     "Supernet",
     "Tuning",
     "Variant",

@@ -94,7 +94,7 @@ class Decision:
         kind: Which ``edge`` is next, which ``operation`` stands on it, which ``operations`` are left on it, or which
             ``inputs`` a node has.
         criterion: What the scores are: ``loss``, ``accuracy``, ``weight`` (of the mixing), ``sgas1`` or ``sgas2`` (of
-            an edge), or ``random``.
+            an edge), ``skips`` (a cell had too many) or ``random``.
         candidates: Everything that was measured, in the order of measuring.
         batches: Batches used for the score of the kept candidate.
         pictures: Pictures on which the margin rests.
