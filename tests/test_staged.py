@@ -74,8 +74,10 @@ def test_each_stage_keeps_the_operations_with_the_largest_weights() -> None:
 
 def test_an_edge_with_few_operations_keeps_them() -> None:
     supernet = given(S2, random_weights(S2, 0))
-    outcome = Staged([5, 2]).decide(supernet, 0, 0)
-    assert (outcome.choices, outcome.decisions) == (supernet.choices, ())
+    supernet.choices = supernet.choices.decide(("normal", 3), 1)
+    outcome = Staged([1]).decide(supernet, 0, 0)
+    assert outcome.choices.of("normal")[3] == (1,)
+    assert len(outcome.decisions) == 27
     # `none` cannot be the last one, except where it can be chosen.
     strong_none = {cell.name: np.tile([0.8, 0.1, 0.15], (14, 1)) for cell in S3.cells}
     assert Staged([1]).decide(given(S3, strong_none), 0, 0).choices.of("normal") == ((2,),) * 14
@@ -87,7 +89,7 @@ def test_stages_end_where_the_strategy_says_or_are_equally_long() -> None:
     assert Staged().schedule(SearchPlan(DARTS8, 75)).points == (25, 50, 75)
     assert Staged().schedule(SearchPlan(DARTS8, 4)).points == (1, 3, 4)
     assert Staged().schedule(SearchPlan(DARTS8, 75, (20, 40, 75))).points == (20, 40, 75)
-    assert Staged([4]).schedule(SearchPlan(DARTS8, 50)).points == (25, 50)
+    assert Staged([4]).schedule(SearchPlan(DARTS8, 50, (50,))).points == (25, 50)
     assert Staged([]).schedule(SearchPlan(DARTS8, 7, is_over=True)).points == (7,)
     with pytest.raises(InputError, match=r"has 2 stages, but keep is \[5, 3\], which is for 3; give"):
         Staged().schedule(SearchPlan(DARTS8, 50, (25, 50)))
@@ -95,8 +97,10 @@ def test_stages_end_where_the_strategy_says_or_are_equally_long() -> None:
         Staged().schedule(SearchPlan(DARTS8, 2))
     with pytest.raises(InputError, match="closes operations during the search, but this search is over"):
         Staged().schedule(SearchPlan(DARTS8, 75, is_over=True))
-    for keep in ([3, 5], [0], [5, -1]):
-        with pytest.raises(InputError, match="it must be numbers of operations that are at least 1 and do not grow"):
+    with pytest.raises(InputError, match=r"'nasbench201' has 5 operations at most, so that .*; give smaller numbers"):
+        Staged().schedule(SearchPlan(NASBENCH201, 75))
+    for keep in ([3, 5], [3, 3], [0], [5, -1]):
+        with pytest.raises(InputError, match="it must be numbers of operations from 1 on in descending order"):
             Staged(keep)
     with pytest.raises(InputError, match="max_skips is -1"):
         Staged(max_skips=-1)
@@ -230,11 +234,11 @@ def test_a_search_in_stages_goes_on_to_the_same_bits(tmp_path: Path) -> None:
 
 def test_the_defaults_and_their_limits_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rule, root = "--selection=dartslight.selection.Staged", f"--trainer.default_root_dir={tmp_path}"
-    tiny = ["--data.size=8", "--data.padding=1", "--data.max_pictures=32", "--model.space=s3"]
+    tiny = ["--data.size=8", "--data.padding=1", "--data.max_pictures=32", "--model.space=darts8"]
     folder = fit(tmp_path, rule, *tiny, "--trainer.max_epochs=3")
     config = (folder / "config.yaml").read_text()
     assert "keep:\n    - 5\n    - 3\n" in config
     capsys.readouterr()
-    assert main(["fit", *QUICK, root, rule]) == 2
+    assert main(["fit", *QUICK, root, rule, "--model.space=darts8"]) == 2
     assert "is for 3 stages, but the search has 2 epochs" in capsys.readouterr().err
     assert newest(tmp_path) == folder

@@ -33,12 +33,12 @@ _SKIP = "skip_connect"
 class Staged(Rule):
     """Closes the weakest operations of every edge stage by stage, then decides by magnitude (P-DARTS, ICCV 2019).
 
-    The search has one stage more than `keep` has numbers. A strategy can say when they end; otherwise they are equally
-    long.
+    The search has one stage more than ``keep`` has numbers. They are those of the strategy; where that has one stage
+    only, the search is divided into equally long ones.
 
     Args:
         keep: Number of operations that every edge keeps at the end of each stage but the last (P-DARTS: 5 and 3 of 8;
-            DrNAS: 4 of 7). An edge with fewer keeps all.
+            DrNAS: 4 of 7), in descending order. An edge with fewer keeps all.
         max_skips: Number of skip connections that a normal cell keeps at most (P-DARTS recommends 2); null for no
             limit.
     """
@@ -46,10 +46,10 @@ class Staged(Rule):
     def __init__(self, keep: Sequence[int] = (5, 3), max_skips: int | None = 2) -> None:
         check_least(0, max_skips=max_skips)
         self.keep, self.max_skips = list(keep), max_skips
-        if any(count < 1 for count in self.keep) or self.keep != sorted(self.keep, reverse=True):
+        if any(count < 1 for count in self.keep) or self.keep != sorted(set(self.keep), reverse=True):
             raise InputError(
-                f"keep is {self.keep}, but it must be numbers of operations that are at least 1 and do not grow; give "
-                "such as [5, 3]."
+                f"keep is {self.keep}, but it must be numbers of operations from 1 on in descending order; give such "
+                "as [5, 3]."
             )
 
     def schedule(self, plan: SearchPlan) -> Schedule:
@@ -60,7 +60,14 @@ class Staged(Rule):
                 f"keep is {self.keep}, which closes operations during the search, but this search is over; begin a "
                 "search with fit, or give [] to decide all at once."
             )
-        ends = plan.stage_ends or tuple(round(plan.epochs * (i + 1) / count) for i in range(count))
+        most = max(len(edge.ops) for cell in plan.space.cells for edge in cell.edges)
+        if self.keep and self.keep[0] >= most:
+            raise InputError(
+                f"keep is {self.keep}, but an edge of the space {plan.space.name!r} has {most} operations at most, so "
+                "that the first stage would close none; give smaller numbers."
+            )
+        equal = tuple(round(plan.epochs * (i + 1) / count) for i in range(count))
+        ends = plan.stage_ends if len(plan.stage_ends) > 1 else equal
         if len(ends) != count:
             raise InputError(
                 f"The search has {len(ends)} stages, but keep is {self.keep}, which is for {count}; give one number "
