@@ -1,13 +1,16 @@
 """Selection rules on a supernet whose losses are given: schedules, numbers of passes, ties, masks, records."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from dartslight.errors import InputError
 from dartslight.genotype import Genotype
+from dartslight.nets import DiscreteNetwork
+from dartslight.report import save_drawing
 from dartslight.selection import (
     Evaluation,
     Magnitude,
@@ -178,6 +181,139 @@ def test_magnitude_keeps_the_largest_weights() -> None:
         assert all(d.margin >= 0 for d in decisions)
 
 
+@pytest.mark.parametrize("name", ["darts", "darts8", "s1", "s3", "nasbench201"])
+def test_progressive_magnitude_measures_nothing_and_keeps_the_largest_weights(name: str) -> None:
+    supernet = Given(SPACES[name])
+    start = supernet.mixing(supernet.choices)
+    rule = Perturbation("official", criterion="weight")
+    assert rule.schedule(SearchPlan(supernet.space, 3)) == Perturbation("official").schedule(
+        SearchPlan(supernet.space, 3)
+    )
+    genotype, decisions = run(rule, supernet)
+    assert supernet.passes == 0
+    # Nothing has moved the parameters, so that the order of the decisions changes nothing.
+    assert genotype == run(Magnitude(), Given(SPACES[name]))[0]
+    assert {d.criterion for d in decisions} == {"weight"}
+    assert all(d.noise is None and d.margin >= 0 for d in decisions)
+    if name == "nasbench201":
+        none = [bool(start["cell"][e].argmax() == 0) for e in range(6)]
+        assert [edge.ops == ("none",) for edge in genotype.cells[0].edges] == none
+        assert any(none)
+        paired = run(Perturbation(criterion="weight"), Given(SPACES[name]))[0]
+        assert all(edge.ops != ("none",) for edge in paired.cells[0].edges)
+
+
+def test_progressive_magnitude_sees_the_weights_of_its_moment() -> None:
+    """Each edge by its weights when it is due, and each node by the weights that its operations had then."""
+    supernet = Given(SPACES["s2"])
+    rule = Perturbation("official", criterion="weight", order="sequential")
+    # (skip, sep) of an edge at its own decision; before and after that both have 1/2, and 1 where decided.
+    due = [(0.9, 0.1), (0.2, 0.8), (0.3, 0.7), (0.6, 0.4), (0.55, 0.45), *[(0.9 - 0.05 * i, 0.1) for i in range(9)]]
+    for point in range(17):
+        weights = torch.full((14, 2), 0.5, dtype=torch.float64)
+        for e, columns in enumerate(supernet.choices.of("normal")):
+            if len(columns) < 2:
+                weights[e] = torch.tensor([float(o in columns) for o in (0, 1)])
+        if point < 14:
+            weights[point] = torch.tensor(due[point], dtype=torch.float64)
+        supernet.mixing = lambda choices, w=weights: {"normal": w, "reduction": w}  # type: ignore[method-assign]
+        supernet.choices = rule.decide(supernet, point, 0).choices
+    genotype = Genotype.from_choices(supernet.space, supernet.choices)
+    got = {(e.node, e.source): e.ops[0] for e in genotype.cells[0].edges}
+    assert got == {
+        **{(2, 0): SKIP, (2, 1): SEP3},
+        **{(3, 0): SEP3, (3, 1): SKIP},  # 0.7 and 0.6 stay, 0.55 goes
+        **{(4, 0): SKIP, (4, 1): SKIP, (5, 0): SKIP, (5, 1): SKIP},
+    }
+    assert supernet.memory["weights"]["normal"][4] == 0.55
+
+
+SKIP, SEP3 = "skip_connect", "sep_conv_3x3"
+
+
+def sigmoids(space: SearchSpace, strong: dict[str, dict[int, tuple[str, float]]]) -> Given:
+    """A supernet whose operations have the weight 0.1, but for one on some edges of each cell type."""
+    supernet = Given(space)
+    weights = {cell.name: torch.full((len(cell.edges), len(cell.edges[0].ops)), 0.1).double() for cell in space.cells}
+    for name, edges in strong.items():
+        for e, (op, weight) in edges.items():
+            weights[name][e, space.cell(name).edges[e].ops.index(op)] = weight
+    supernet.mixing = lambda choices: weights  # type: ignore[method-assign]
+    return supernet
+
+
+# Edges into nodes 2, 3, 4 and 5 begin at 0, 2, 5 and 9.
+FAIR = {
+    "normal": {0: (SEP3, 0.9), 1: (SKIP, 0.85), 2: (SEP3, 0.86), 3: (SKIP, 0.87), 4: (SEP3, 0.9), 9: (SKIP, 0.8)},
+    "reduction": {1: (SKIP, 0.95), 13: (SEP3, 0.99)},
+}
+
+
+def test_a_threshold_drops_what_does_not_exceed_it(tmp_path: Path) -> None:
+    supernet = sigmoids(SPACES["darts"], FAIR)
+    genotype, decisions = run(Magnitude(threshold=0.85), supernet)
+    edges = {cell.name: [(e.node, e.source, e.ops[0]) for e in cell.edges] for cell in genotype.cells}
+    assert edges["normal"] == [(2, 0, SEP3), (3, 1, SKIP), (3, 2, SEP3)]  # 3<-0 exceeds it, but two are stronger
+    assert edges["reduction"] == [(2, 1, SKIP), (5, 4, SEP3)]
+    node_2 = next(d for d in decisions if d.kind == "inputs" and d.cell == "normal" and d.candidates[0].node == 2)
+    assert [(c.source, c.chosen) for c in node_2.candidates] == [(0, True), (1, False)]
+    assert node_2.margin == pytest.approx(0.05)
+    words = in_words(genotype, [record(d, i, 1, 0.1) for i, d in enumerate(decisions)])
+    assert "node 4  inputs none" in words
+    path = tmp_path / "genotype.json"
+    path.write_text(genotype.to_json())
+    assert Genotype.load(path) == genotype
+    save_drawing(genotype, tmp_path / "cell.svg")
+    without = run(Magnitude(), sigmoids(SPACES["darts"], FAIR))[0]
+    assert [len(cell.edges) for cell in without.cells] == [8, 8]
+
+
+def test_a_node_without_inputs_is_zeros_in_the_network() -> None:
+    genotype = run(Magnitude(threshold=0.85), sigmoids(SPACES["darts"], FAIR))[0]
+    torch.manual_seed(0)
+    network = DiscreteNetwork(genotype, 3, 4, 10, auxiliary=True)
+    images = torch.randn(2, 3, 32, 32)
+    logits, auxiliary = network.train()(images)
+    (logits.sum() + auxiliary.sum()).backward()
+    seen = []
+    network.blocks[0].register_forward_hook(lambda module, inputs, out: seen.append(out.x))
+    network.blocks[1].register_forward_hook(lambda module, inputs, out: seen.append(out.x))
+    network.eval()(images)
+    normal, reduction = (out.split(channels, dim=1) for out, channels in zip(seen, (4, 8), strict=True))
+    assert [bool(node.any()) for node in normal] == [True, True, False, False]
+    assert [bool(node.any()) for node in reduction] == [True, False, False, False]  # node 5 reads node 4, which is 0
+    assert reduction[0].shape == reduction[1].shape
+    whole = run(Magnitude(), sigmoids(SPACES["darts"], FAIR))[0]
+    count = {g: sum(p.numel() for p in DiscreteNetwork(g, 3, 4, 10).parameters()) for g in (genotype, whole)}
+    assert count[genotype] == count[whole]  # what is gone are poolings and skips
+
+
+def test_where_all_edges_stay_a_threshold_leaves_none() -> None:
+    space = SPACES["nasbench201"]
+    strong = {0: ("nor_conv_3x3", 0.9), 1: ("skip_connect", 0.5), 4: ("none", 0.95)}
+    genotype, decisions = run(Magnitude(threshold=0.5), sigmoids(space, {"cell": strong}))
+    assert genotype.to_nasbench201() == "|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|"
+    assert [d.margin for d in decisions] == pytest.approx([0.8, 0.0, 0.4, 0.4, 0.85, 0.4])
+    assert len(decisions[1].candidates) == 5
+    (cell,) = space.cells
+    edges = tuple(replace(edge, ops=edge.ops[1:]) for edge in cell.edges)
+    own = replace(space, name="own.SPACE", cells=(replace(cell, edges=edges),))
+    with pytest.raises(
+        InputError, match=r"on edge 2<-0 of the cell cell has a weight above 0.5, but the space 'own.SP"
+    ):
+        run(Magnitude(threshold=0.5), sigmoids(own, {"cell": {0: ("nor_conv_3x3", 0.9)}}))
+
+
+def test_thresholds_that_leave_nothing_are_refused() -> None:
+    for threshold in (-0.1, 1.0):
+        with pytest.raises(InputError, match=f"threshold is {threshold}"):
+            Magnitude(threshold)
+    for edges in ({}, {13: (SEP3, 0.99)}):
+        strong = {**FAIR, "reduction": edges}
+        with pytest.raises(InputError, match=r"reduction cell would read none of its inputs.* a lower threshold\.$"):
+            run(Magnitude(threshold=0.85), sigmoids(SPACES["darts"], strong))
+
+
 def test_random_depends_on_the_seed_alone() -> None:
     genotypes = [run(Random(), Given(SPACES["nasbench201"]), seed)[0] for seed in (1, 1, 2, 3)]
     assert genotypes[0] == genotypes[1]
@@ -202,3 +338,5 @@ def test_wrong_settings_are_refused() -> None:
         Perturbation("best")
     with pytest.raises(InputError, match="interval is -1"):
         Perturbation(interval=-1)
+    with pytest.raises(InputError, match="racing makes measurements shorter, but the criterion weight needs none"):
+        Perturbation(criterion="weight", racing=0.99)

@@ -141,10 +141,26 @@ def test_every_rule_decides_a_genotype_of_the_space(name: str, tmp_path: Path) -
     folder = fit(tmp_path / "fit", *ONE_EPOCH, *TINY, f"--model.space={name}", *AT_ONCE)
     check_genotype(folder, name, "loss")
     supernet = f"--supernet={folder / 'checkpoints' / 'search.ckpt'}"
-    for rule, criterion in (("Random", "random"), ("Magnitude", "weight")):
+    progressive = ["--selection.interval=0", "--selection.criterion=weight"]
+    for rule, settings, criterion in (
+        ("Random", [], "random"),
+        ("Magnitude", [], "weight"),
+        ("Perturbation", progressive, "weight"),
+    ):
         root = f"--trainer.default_root_dir={tmp_path / rule}"
-        assert main(["select", supernet, root, f"--selection=dartslight.selection.{rule}"]) == 0
+        assert main(["select", supernet, root, f"--selection=dartslight.selection.{rule}", *settings]) == 0
         check_genotype(newest(tmp_path / rule), name, criterion)
+    weighed = [newest(tmp_path / rule) / "genotype.json" for rule in ("Magnitude", "Perturbation")]
+    assert weighed[0].read_text() == weighed[1].read_text()  # without tuning there is no difference
+
+
+def test_a_threshold_leaves_nodes_with_fewer_inputs(tmp_path: Path) -> None:
+    sigmoid = "--model.relaxation=dartslight.strategies.Sigmoid"
+    rule = [MAGNITUDE, "--selection.threshold=0.5"]
+    folder = fit(tmp_path, *ONE_EPOCH, *TINY, "--model.space=s2", sigmoid, *rule)
+    genotype = Genotype.load(folder / "genotype.json")
+    assert 2 <= sum(len(cell.edges) for cell in genotype.cells) < 16
+    assert (folder / "cell.svg").stat().st_size > 0
 
 
 def check_genotype(folder: Path, name: str, criterion: str) -> None:

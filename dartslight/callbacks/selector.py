@@ -179,8 +179,7 @@ class Selector(Callback):
 
     def _basis(self) -> str:
         """What the decisions rest on."""
-        settings = ", ".join(f"{name.strip('_')}={value}" for name, value in sorted(vars(self.rule).items()))
-        return f"{type(self.rule).__name__}({settings}) after {self._search_epochs} epochs of search"
+        return f"{self.rule!r} after {self._search_epochs} epochs of search"
 
 
 def _left(seconds: float, first: int, now: int, count: int) -> str:

@@ -1,5 +1,6 @@
 """Selection: how a trained supernet becomes one architecture."""
 
+from dartslight.selection.greedy import Sgas
 from dartslight.selection.perturbation import Perturbation
 from dartslight.selection.racing import Race
 from dartslight.selection.rule import (
@@ -15,6 +16,7 @@ from dartslight.selection.rule import (
     Tuning,
     Variant,
 )
+from dartslight.selection.staged import Staged
 from dartslight.selection.strongest import Magnitude, Random
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "Rule",
     "Schedule",
     "SearchPlan",
+    "Sgas",
+    "Staged",
     "Supernet",
     "Tuning",
     "Variant",

@@ -15,10 +15,17 @@ candidate (removing it changes nothing, so it can win by noise only), deletes th
 does not tune after the last decision. Deviations from the published code in both presets: where a schedule gives two
 points to one epoch both are decided (the code falls back to magnitude for the last NAS-Bench-201 edge at ``interval``
 1), and a kept edge whose operation is ``none`` stays ``none`` (the code can bring back a deleted edge as a skip).
+
+With the criterion ``weight`` nothing is measured: an edge keeps the operation with the largest mixing weight, and a
+node the edges whose operations had the largest weights when they were kept, since their parameters mean nothing from
+then on. This is the paper's ablation DARTS+PT-Mag ("progressive magnitude"), which tells what the perturbation adds to
+deciding step by step with fine-tuning; the paper does not say how it keeps inputs. ``none`` can be kept only where
+magnitude can keep it.
 """
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -43,6 +50,13 @@ from dartslight.selection.rule import (
     Variant,
     nodes_to_thin,
 )
+from dartslight.selection.strongest import (
+    choosable,
+    inputs_decision,
+    mixing_weights,
+    strongest_inputs,
+    strongest_operation,
+)
 from dartslight.spaces import Choices, EdgeKey, SearchSpace
 
 _Entry = tuple[EdgeKey, int]
@@ -53,7 +67,7 @@ _Removal = tuple[Sequence[_Entry], str]
 class _Preset:
     """The settings in which the two presets differ, see `Perturbation` for their meaning."""
 
-    criterion: Criterion
+    criterion: Criterion | Literal["weight"]
     paired: bool
     eval_bn: Literal["batch_update", "batch_frozen", "running"]
     eval_transform: Literal["train", "clean"]
@@ -77,7 +91,8 @@ class Perturbation(Rule):
     Args:
         preset: ``paired`` (recommended) or ``official`` (what the published code does).
         interval: Fine-tuning epochs between two decision points; 0 decides everything at once.
-        criterion: Score by ``loss`` or by ``accuracy`` on the validation half.
+        criterion: Score by ``loss`` or by ``accuracy`` on the validation half, or measure nothing and keep what has the
+            largest mixing ``weight`` (progressive magnitude).
         order: Order in which edges and nodes are decided: ``random``, ``sequential`` or ``reverse``.
         paired: Whether all candidates of a decision are measured on the same pictures in one pass.
         mask: ``raw`` removes an operation and leaves the other weights (published), ``renormalise`` shares its weight
@@ -106,7 +121,7 @@ class Perturbation(Rule):
         self,
         preset: Literal["paired", "official"] = "paired",
         interval: int = 5,
-        criterion: Criterion | None = None,
+        criterion: Literal["loss", "accuracy", "weight"] | None = None,
         order: Literal["random", "sequential", "reverse"] = "random",
         paired: bool | None = None,
         mask: Literal["raw", "renormalise"] = "raw",
@@ -147,6 +162,8 @@ class Perturbation(Rule):
         )
         self.interval, self.order, self.mask, self.interleave = interval, order, mask, interleave
         self.eval_batches, self.racing = eval_batches, racing
+        if racing is not None and self.settings.criterion == "weight":
+            raise InputError("racing makes measurements shorter, but the criterion weight needs none; leave it out.")
         if racing is not None and not (self.settings.paired and 0.5 <= racing < 1):
             raise InputError(
                 f"racing is {racing} and paired is {self.settings.paired}, but a race compares candidates on the same "
@@ -176,10 +193,30 @@ class Perturbation(Rule):
             # One generator for each cell type and point, so that a resumed run draws the same.
             index = [c.name for c in supernet.space.cells].index(cell)
             rng = np.random.default_rng([seed, point, index])
-            question = _Question(self, supernet, choices, cell, rng)
-            choices, decision = question.operation() if kind == "operation" else question.inputs()
+            question = self._question(supernet, choices, cell, rng)
+            choices, decision = question.draw_edge() if kind == "operation" else question.draw_node()
             decisions.append(decision)
         return Outcome(choices, tuple(decisions))
+
+    def keep_operation(
+        self, supernet: Supernet, choices: Choices, key: EdgeKey, columns: Sequence[int], rng: np.random.Generator
+    ) -> tuple[Choices, Decision]:
+        """Decides one edge by the settings of a measurement, for rules that say themselves which edge is next.
+
+        Args:
+            supernet: The supernet.
+            choices: What is open at this moment.
+            key: The edge.
+            columns: The operations that can be kept.
+            rng: Seeds the measurements.
+        """
+        return self._question(supernet, choices, key[0], rng).keep_operation(key[1], columns)
+
+    def _question(self, supernet: Supernet, choices: Choices, cell: str, rng: np.random.Generator) -> "_Question":
+        criterion = self.settings.criterion
+        if criterion == "weight":
+            return _Weighing(self, supernet, choices, cell, rng)
+        return _Removing(self, supernet, choices, cell, rng, criterion)
 
 
 def _questions(space: SearchSpace, interleave: str) -> list[list[tuple[str, str]]]:
@@ -195,7 +232,7 @@ def _questions(space: SearchSpace, interleave: str) -> list[list[tuple[str, str]
     return points
 
 
-class _Question:
+class _Question(ABC):
     """One decision in the making.
 
     Args:
@@ -211,16 +248,99 @@ class _Question:
     ) -> None:
         self.rule, self.settings, self.supernet = rule, rule.settings, supernet
         self.space, self.cell, self.choices, self.rng = supernet.space, supernet.space.cell(cell), choices, rng
-        # A larger value of this means that more was lost.
-        self.sign = 1.0 if self.settings.criterion == "loss" else -1.0
 
-    def operation(self) -> tuple[Choices, Decision]:
-        """Draws an edge and keeps the operation that is missed most; the first of several equal ones."""
+    @abstractmethod
+    def keep_operation(self, e: int, columns: Sequence[int]) -> tuple[Choices, Decision]:
+        """Keeps one of these operations of an edge."""
+
+    @abstractmethod
+    def keep_inputs(self, node: int, count: int) -> tuple[Choices, Decision]:
+        """Keeps so many edges into a node."""
+
+    def draw_edge(self) -> tuple[Choices, Decision]:
+        """Draws an edge and keeps one of its operations."""
         e = self._draw(self.choices.undecided(self.cell.name))
+        ops, columns = self.cell.edges[e].ops, self.choices.of(self.cell.name)[e]
+        if self.settings.exclude_none and any(ops[o] != "none" for o in columns):
+            columns = tuple(o for o in columns if ops[o] != "none")
+        return self.keep_operation(e, columns)
+
+    def draw_node(self) -> tuple[Choices, Decision]:
+        """Draws a node with too many inputs and keeps some of them."""
+        count = self.space.inputs_per_node
+        assert count is not None
+        nodes = nodes_to_thin(self.space, self.cell.name)
+        crowded = [n for n in nodes if len(self._edges_into(n, self.choices)) > count]
+        return self.keep_inputs(self._draw(crowded), count)
+
+    def _draw(self, things: Sequence[int]) -> int:
+        """The edge or node that is decided next."""
+        if self.rule.order == "random":
+            return int(self.rng.choice(things))
+        return things[0 if self.rule.order == "sequential" else -1]
+
+    def _edges_into(self, node: int, choices: Choices) -> list[int]:
+        kept = choices.kept(self.cell.name)
+        return [e for e in self.cell.edges_into(node) if e in kept]
+
+
+class _Weighing(_Question):
+    """A decision by mixing weights."""
+
+    def keep_operation(self, e: int, columns: Sequence[int]) -> tuple[Choices, Decision]:
+        """Keeps the operation with the largest weight; the first of several equal ones."""
+        values = mixing_weights(self.supernet, self.choices)[self.cell.name]
+        allowed = choosable(self.space, self.cell, e, columns)
+        op, decision = strongest_operation(self.cell, e, allowed, values, "weight")
+        self._kept_weights[e] = float(values[e, op])
+        return self.choices.decide((self.cell.name, e), op), decision
+
+    def keep_inputs(self, node: int, count: int) -> tuple[Choices, Decision]:
+        """Keeps the inputs whose operations had the largest weights when they were kept."""
+        columns = self.choices.of(self.cell.name)
+        # An edge without a choice has always had the weight 1.
+        into = {e: self._kept_weights.get(e, 1.0) for e in self._edges_into(node, self.choices)}
+        stay = strongest_inputs(into, count)
+        kept = {e: columns[e][0] for e in into}
+        decision = inputs_decision(self.cell, kept, into, stay, "weight")
+        return self.choices.drop((self.cell.name, e) for e in into if e not in stay), decision
+
+    @property
+    def _kept_weights(self) -> dict[int, float]:
+        """The weight that the operation of each decided edge had."""
+        found: dict[int, float] = self.supernet.memory.setdefault("weights", {}).setdefault(self.cell.name, {})
+        return found
+
+
+class _Removing(_Question):
+    """A decision by what the supernet misses.
+
+    Args:
+        rule: The settings.
+        supernet: The supernet.
+        choices: What is open at this moment.
+        cell: The cell type.
+        rng: Draws the edge or node and seeds the measurements.
+        criterion: What is measured.
+    """
+
+    def __init__(
+        self,
+        rule: Perturbation,
+        supernet: Supernet,
+        choices: Choices,
+        cell: str,
+        rng: np.random.Generator,
+        criterion: Criterion,
+    ) -> None:
+        super().__init__(rule, supernet, choices, cell, rng)
+        self.criterion = criterion
+        # A larger value of this means that more was lost.
+        self.sign = 1.0 if criterion == "loss" else -1.0
+
+    def keep_operation(self, e: int, columns: Sequence[int]) -> tuple[Choices, Decision]:
+        """Keeps the operation that is missed most; the first of several equal ones."""
         key, edge = (self.cell.name, e), self.cell.edges[e]
-        columns = self.choices.of(self.cell.name)[e]
-        if self.settings.exclude_none and any(edge.ops[o] != "none" for o in columns):
-            columns = tuple(o for o in columns if edge.ops[o] != "none")
         base, measured = self._remove(
             self.choices, [([(key, o)], f"{self.cell.name} {edge} without {edge.ops[o]}") for o in columns], self.sign
         )
@@ -233,18 +353,11 @@ class _Question:
         )
         return self.choices.decide(key, columns[best]), self._decision("operation", candidates, measured[best], margins)
 
-    def inputs(self) -> tuple[Choices, Decision]:
-        """Draws a node and deletes the inputs that are missed least; the last of several equal ones."""
-        assert self.space.inputs_per_node is not None
-        crowded = [
-            n
-            for n in nodes_to_thin(self.space, self.cell.name)
-            if len(self._edges_into(n, self.choices)) > self.space.inputs_per_node
-        ]
-        node = self._draw(crowded)
+    def keep_inputs(self, node: int, count: int) -> tuple[Choices, Decision]:
+        """Deletes the inputs that are missed least; the last of several equal ones."""
         present, candidates = self.choices, []
         left = self._edges_into(node, present)
-        while len(left) > self.space.inputs_per_node:
+        while len(left) > count:
             choices = present if self.settings.edge_mode == "cumulative" else self.choices
             base, measured = self._remove(
                 choices,
@@ -267,16 +380,6 @@ class _Question:
             present = present.drop([(self.cell.name, left[least])])
             left = self._edges_into(node, present)
         return present, self._decision("inputs", tuple(candidates), measured[least], margins)
-
-    def _draw(self, things: Sequence[int]) -> int:
-        """The edge or node that is decided next."""
-        if self.rule.order == "random":
-            return int(self.rng.choice(things))
-        return things[0 if self.rule.order == "sequential" else -1]
-
-    def _edges_into(self, node: int, choices: Choices) -> list[int]:
-        kept = choices.kept(self.cell.name)
-        return [e for e in self.cell.edges_into(node) if e in kept]
 
     def _remove(
         self, choices: Choices, removals: Sequence[_Removal], sign: float
@@ -302,7 +405,7 @@ class _Question:
         whole = Variant(mixing, choices, "nothing removed")
         race = None
         if self.rule.racing is not None and len(variants) > 1:
-            race = Race(self.rule.racing, sign, tuple(range(1, len(variants) + 1)), self.settings.criterion)
+            race = Race(self.rule.racing, sign, tuple(range(1, len(variants) + 1)), self.criterion)
         base, *measured = self.supernet.measure([whole, *variants], self._evaluation(seed), race)
         return self._score(base), measured
 
@@ -321,7 +424,7 @@ class _Question:
         return Evaluation(s.eval_transform == "train", self.rule.eval_batches, s.eval_bn, seed)
 
     def _score(self, measurement: Measurement) -> float:
-        score = float(measurement.values(self.settings.criterion).mean())
+        score = float(measurement.values(self.criterion).mean())
         if not math.isfinite(score) or not bool(torch.isfinite(measurement.loss).all()):
             raise InputError(
                 "The supernet's loss is not a finite number, so there is nothing to decide by; it has diverged: search "
@@ -332,7 +435,7 @@ class _Question:
     def _margin(self, missed: Measurement, less: Measurement) -> tuple[float, float, int]:
         """How much more one candidate is missed than another, the standard error of that, and on how many pictures."""
         count = min(len(missed.loss), len(less.loss))
-        a, b = (m.values(self.settings.criterion)[:count] for m in (missed, less))
+        a, b = (m.values(self.criterion)[:count] for m in (missed, less))
         paired = self.settings.paired
         variance = (a - b).var() / count if paired else (a.var() + b.var()) / count
         return self.sign * float(a.mean() - b.mean()), float(variance.sqrt()), count
@@ -346,9 +449,7 @@ class _Question:
     ) -> Decision:
         # The closest rival says how clear the decision was.
         margin, noise, pictures = min(margins, default=(None, None, len(decisive.loss)))
-        return Decision(
-            self.cell.name, kind, self.settings.criterion, candidates, decisive.batches, pictures, margin, noise
-        )
+        return Decision(self.cell.name, kind, self.criterion, candidates, decisive.batches, pictures, margin, noise)
 
 
 def _finishers(measured: Sequence[Measurement]) -> list[int]:

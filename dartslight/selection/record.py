@@ -67,12 +67,16 @@ def in_words(genotype: Genotype, decisions: Sequence[Mapping[str, Any]]) -> str:
         candidates = decision["candidates"]
         gone = {c["source"] for c in candidates if not c["chosen"]}
         chosen = [c for c in candidates if c["chosen"]]
-        node = chosen[0]["node"]
-        if decision["kind"] == "operation":
-            place, kept = f"{node}<-{chosen[0]['source']}", chosen[0]["op"]
-        else:
+        first = (chosen or candidates)[0]
+        place = f"{first['node']}<-{first['source']}"
+        if decision["kind"] == "inputs":
             sources = sorted({c["source"] for c in candidates} - gone)
-            place, kept = f"node {node}", "inputs " + " and ".join(str(source) for source in sources)
+            place = f"node {first['node']}"
+            kept = "inputs " + (" and ".join(str(source) for source in sources) or "none")
+        elif decision["kind"] == "operations":
+            kept = f"{len(chosen)} of {len(candidates)} left"
+        else:
+            kept = "is next" if decision["kind"] == "edge" else first["op"]
         lines.append(f"  {decision['cell']:<10}{place:<8}{kept:<16}{_evidence(decision)}")
     lines += _saved(decisions)
     lines.append("The architecture")

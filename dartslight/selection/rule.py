@@ -109,8 +109,10 @@ class Decision:
 
     Args:
         cell: The cell type.
-        kind: ``operation`` of one edge, or ``inputs`` of one node.
-        criterion: What the scores are: ``loss``, ``accuracy``, ``weight`` (of the mixing) or ``random``.
+        kind: Which ``edge`` is next, which ``operation`` stands on it, which ``operations`` are left on it, or which
+            ``inputs`` a node has.
+        criterion: What the scores are: ``loss``, ``accuracy``, ``weight`` (of the mixing), ``sgas1`` or ``sgas2`` (of
+            an edge), ``skips`` (a cell had too many) or ``random``.
         candidates: Everything that was measured, in the order of measuring.
         batches: Batches used for the score of the kept candidate.
         pictures: Pictures on which the margin rests.
@@ -119,7 +121,7 @@ class Decision:
     """
 
     cell: str
-    kind: Literal["operation", "inputs"]
+    kind: Literal["edge", "operation", "operations", "inputs"]
     criterion: str
     candidates: tuple[Candidate, ...]
     batches: int = 0
@@ -221,6 +223,10 @@ class Supernet(Protocol):
 
 class Rule(ABC):
     """Decides how a supernet becomes one architecture; holds settings only, what has been decided is in the choices."""
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name.strip('_')}={value}" for name, value in sorted(vars(self).items()))
+        return f"{type(self).__name__}({settings})"
 
     def tuning(self) -> Tuning:
         """Returns how the supernet is fine-tuned between the decision points."""

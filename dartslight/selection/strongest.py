@@ -1,11 +1,11 @@
 """Rules that rank all operations at once and keep the strongest: magnitude, and random numbers as its control."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dartslight.errors import check_least
-from dartslight.selection.rule import Candidate, Decision, Outcome, Rule, Supernet, nodes_to_thin
+from dartslight.errors import InputError, check_least
+from dartslight.selection.rule import Candidate, Decision, Outcome, Rule, Supernet
 from dartslight.spaces import Cell, Choices, SearchSpace
 
 
@@ -16,13 +16,26 @@ class Magnitude(Rule):
     shows to be a poor measure of what an operation contributes. On the DARTS spaces ``none`` cannot be kept and each
     node keeps the two inputs whose kept operation is strongest; on NAS-Bench-201 every edge keeps its strongest
     operation, ``none`` included. The first of several equally strong ones wins.
+
+    With a threshold an architecture can keep less, as where the operations of an edge do not compete (FairDARTS, Chu et
+    al., ECCV 2020, https://arxiv.org/abs/1911.12126). A node that keeps no input is zeros; the published code leaves it
+    out of the cell's output.
+
+    Args:
+        threshold: Weight, such as FairDARTS' 0.85, that a kept operation must exceed. Other edges are dropped; where
+            the space keeps all edges they become ``none``. Null for no threshold.
     """
+
+    def __init__(self, threshold: float | None = None) -> None:
+        check_least(0, threshold=threshold)
+        if threshold is not None and threshold >= 1:
+            raise InputError(f"threshold is {threshold}, but no weight exceeds 1; give less, such as 0.85.")
+        self.threshold = threshold
 
     def decide(self, supernet: Supernet, point: int, seed: int) -> Outcome:
         """Decides every edge by the present mixing weights."""
-        weights = supernet.mixing(supernet.choices)
-        strengths = {cell: mixing.detach().double().cpu().numpy() for cell, mixing in weights.items()}
-        return keep_strongest(supernet.space, supernet.choices, strengths, "weight")
+        strengths = mixing_weights(supernet, supernet.choices)
+        return keep_strongest(supernet.space, supernet.choices, strengths, "weight", self.threshold)
 
 
 class Random(Rule):
@@ -46,8 +59,21 @@ class Random(Rule):
         return keep_strongest(supernet.space, supernet.choices, strengths, "random")
 
 
+def mixing_weights(supernet: Supernet, choices: Choices) -> dict[str, np.ndarray]:
+    """Returns the mixing weights of the operations of each cell type, (edges, ops), without those of edge terms."""
+    weights = {}
+    for cell in supernet.space.cells:
+        mixing = supernet.mixing(choices)[cell.name]
+        weights[cell.name] = mixing.detach().double().cpu().numpy()[:, : max(len(edge.ops) for edge in cell.edges)]
+    return weights
+
+
 def keep_strongest(
-    space: SearchSpace, choices: Choices, strengths: Mapping[str, np.ndarray], criterion: str
+    space: SearchSpace,
+    choices: Choices,
+    strengths: Mapping[str, np.ndarray],
+    criterion: str,
+    threshold: float | None = None,
 ) -> Outcome:
     """Keeps the strongest operation of each edge, then the edges into each node whose kept operation is strongest.
 
@@ -56,48 +82,115 @@ def keep_strongest(
         choices: What is open.
         strengths: The strength of each operation of each cell type, (edges, ops).
         criterion: What the strengths are.
+        threshold: The strength that a kept operation must exceed, or None.
+
+    Raises:
+        InputError: If nothing in a cell exceeds the threshold, or an edge that must stay does not.
     """
     decisions = []
     for cell in space.cells:
         values = strengths[cell.name]
         kept: dict[int, int] = {}
         for e in choices.kept(cell.name):
-            columns = choices.of(cell.name)[e]
-            allowed = [o for o in columns if space.none_selectable or cell.edges[e].ops[o] != "none"] or list(columns)
-            ranked = sorted(allowed, key=lambda o, row=values[e]: -row[o])  # type: ignore[misc]
-            kept[e] = ranked[0]
-            decisions.append(
-                Decision(
-                    cell.name,
-                    "operation",
-                    criterion,
-                    tuple(_candidate(cell, e, o, values, o == ranked[0]) for o in allowed),
-                    margin=float(values[e, ranked[0]] - values[e, ranked[1]]) if len(ranked) > 1 else None,
-                )
+            columns = choosable(space, cell, e, choices.of(cell.name)[e])
+            kept[e], decision = strongest_operation(cell, e, columns, values, criterion)
+            if space.inputs_per_node is None and threshold is not None and values[e, kept[e]] <= threshold:
+                kept[e], decision = _none(space, cell, e, columns, values, criterion, threshold)
+            decisions.append(decision)
+            choices = choices.decide((cell.name, e), kept[e])
+        if space.inputs_per_node is None:
+            continue
+        for node in cell.nodes:
+            into = {e: float(values[e, kept[e]]) for e in cell.edges_into(node) if e in kept}
+            stay = strongest_inputs(into, space.inputs_per_node, threshold)
+            if len(stay) < len(into):
+                decisions.append(inputs_decision(cell, kept, into, stay, criterion))
+                choices = choices.drop((cell.name, e) for e in into if e not in stay)
+        if threshold is not None and all(cell.edges[e].source >= cell.num_inputs for e in choices.kept(cell.name)):
+            raise InputError(
+                f"The {cell.name} cell would read none of its inputs, because no operation there has a weight above "
+                f"{threshold}; decide the search.ckpt of the run again with a lower threshold."
             )
-            choices = choices.decide((cell.name, e), ranked[0])
-        for node in nodes_to_thin(space, cell.name):
-            assert space.inputs_per_node is not None
-            into = [e for e in cell.edges_into(node) if e in kept]
-            order = sorted(into, key=lambda e: -values[e, kept[e]])
-            stay, gone = order[: space.inputs_per_node], order[space.inputs_per_node :]
-            if not gone:
-                continue
-            weakest, best = values[stay[-1], kept[stay[-1]]], values[gone[0], kept[gone[0]]]
-            decisions.append(
-                Decision(
-                    cell.name,
-                    "inputs",
-                    criterion,
-                    tuple(_candidate(cell, e, kept[e], values, e in stay) for e in into),
-                    margin=float(weakest - best),
-                )
-            )
-            choices = choices.drop((cell.name, e) for e in gone)
     return Outcome(choices, tuple(decisions))
 
 
-def _candidate(cell: Cell, edge: int, op: int, values: np.ndarray, chosen: bool) -> Candidate:
-    """The record of an operation whose strength was compared; nothing was measured without it."""
+def choosable(space: SearchSpace, cell: Cell, edge: int, columns: Sequence[int]) -> Sequence[int]:
+    """Returns those operations of an edge that can be kept by their weight: ``none`` only where the space lets it."""
+    ops = cell.edges[edge].ops
+    return [o for o in columns if space.none_selectable or ops[o] != "none"] or columns
+
+
+def _none(
+    space: SearchSpace,
+    cell: Cell,
+    edge: int,
+    columns: Sequence[int],
+    values: np.ndarray,
+    criterion: str,
+    threshold: float,
+) -> tuple[int, Decision]:
+    """Returns ``none`` and its record for an edge that must stay, but no operation of which exceeds the threshold."""
+    none = next((o for o in columns if cell.edges[edge].ops[o] == "none"), None)
+    if none is None:
+        raise InputError(
+            f"No operation on edge {cell.edges[edge]} of the {cell.name} cell has a weight above {threshold}, but "
+            f"the space {space.name!r} keeps all edges and none cannot stand there; decide the search.ckpt of the run "
+            "again with a lower threshold."
+        )
+    candidates = tuple(candidate(cell, edge, o, float(values[edge, o]), o == none) for o in columns)
+    margin = threshold - float(values[edge, list(columns)].max())
+    return none, Decision(cell.name, "operation", criterion, candidates, margin=margin)
+
+
+def strongest_operation(
+    cell: Cell, edge: int, columns: Sequence[int], values: np.ndarray, criterion: str
+) -> tuple[int, Decision]:
+    """Returns the strongest operation of an edge, the first of equally strong ones, and the record.
+
+    Args:
+        cell: The cell type.
+        edge: The edge.
+        columns: The operations that are compared.
+        values: The strength of each operation, (edges, ops).
+        criterion: What the strengths are.
+    """
+    ranked = sorted(columns, key=lambda o: -values[edge, o])
+    margin = float(values[edge, ranked[0]] - values[edge, ranked[1]]) if len(ranked) > 1 else None
+    candidates = tuple(candidate(cell, edge, o, float(values[edge, o]), o == ranked[0]) for o in columns)
+    return ranked[0], Decision(cell.name, "operation", criterion, candidates, margin=margin)
+
+
+def strongest_inputs(into: Mapping[int, float], count: int, threshold: float | None = None) -> list[int]:
+    """Returns the strongest edges into a node, strongest first and the first of equally strong ones before others.
+
+    Args:
+        into: The strength of every edge into the node.
+        count: How many stay at most.
+        threshold: The strength that they must exceed, or None.
+    """
+    order = sorted(into, key=lambda e: -into[e])[:count]
+    return [e for e in order if threshold is None or into[e] > threshold]
+
+
+def inputs_decision(
+    cell: Cell, kept: Mapping[int, int], into: Mapping[int, float], stay: Sequence[int], criterion: str
+) -> Decision:
+    """Returns the record of which edges into a node stay.
+
+    Args:
+        cell: The cell type.
+        kept: The operation of each edge.
+        into: The strength of every edge into the node.
+        stay: The edges that stay.
+        criterion: What the strengths are.
+    """
+    gone = [strength for e, strength in into.items() if e not in stay]
+    margin = min(into[e] for e in stay) - max(gone) if stay and gone else None
+    candidates = tuple(candidate(cell, e, kept[e], strength, e in stay) for e, strength in into.items())
+    return Decision(cell.name, "inputs", criterion, candidates, margin=margin)
+
+
+def candidate(cell: Cell, edge: int, op: int, strength: float, chosen: bool) -> Candidate:
+    """Returns the record of an operation whose strength was compared; nothing was measured without it."""
     place = cell.edges[edge]
-    return Candidate(place.source, place.node, place.ops[op], float(values[edge, op]), None, chosen)
+    return Candidate(place.source, place.node, place.ops[op], strength, None, chosen)
