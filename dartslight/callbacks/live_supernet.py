@@ -220,7 +220,7 @@ class LiveSupernet:
         return tqdm(
             total=len(batches),
             initial=done,
-            desc=f"{self.title}: {what} without {names}",
+            desc=f"{self.title}: {what}" + (f" without {names}" if names else ""),
             disable=not shown,
             leave=False,
             dynamic_ncols=True,
