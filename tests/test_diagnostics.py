@@ -1,5 +1,6 @@
 """What can be watched in a search: the formulas, and that watching changes no bit."""
 
+import copy
 import csv
 import itertools
 import math
@@ -11,16 +12,21 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
 from scipy.stats import spearmanr
 from test_strategies_in_training import CONFIGS, MAGNITUDE, QUICK, fit, newest
-from torch import Tensor
+from torch import Tensor, nn
 
+from dartslight.callbacks import StrengthStudy
+from dartslight.callbacks.diagnostics import live_supernet
 from dartslight.callbacks.trial import trial
 from dartslight.cli import main
 from dartslight.genotype import Genotype
 from dartslight.modules import SearchModule
 from dartslight.nets import Supernet
 from dartslight.nets.supernet import spread
+from dartslight.run_folder import folder_of
+from dartslight.seeding import derived_seed
 from dartslight.selection import Evaluation, Measurement
 from dartslight.selection.statistics import (
     count_skips,
@@ -355,6 +361,66 @@ def test_a_finished_supernet_is_studied_when_it_is_selected(tmp_path: Path, caps
     assert main(["select", supernet, root, MAGNITUDE, "--config", config]) == 0
     assert capsys.readouterr().out.count("EdgeShuffle: validation accuracy") == 1
     assert (newest(tmp_path / "select") / "strength.csv").read_text() == (searched / "strength.csv").read_text()
+
+
+class Retold(Callback):
+    """Compares the study of a run with a plain restatement on a copy of its supernet."""
+
+    def __init__(self, tune: dict[str, int]) -> None:
+        self.tune, self.found, self.expected = tune, [], []
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        live = live_supernet(trainer, pl_module, "study")
+        study = StrengthStudy(edges=1, tune_learning_rate=0.1, **self.tune)
+        study.study(live)
+        rows = table(folder_of(trainer).path / "strength.csv")
+        self.found = [float(row["discretisation_accuracy"]) for row in rows]
+        edge = [str(edge) for edge in NASBENCH201.cells[0].edges].index(rows[0]["edge"])
+        self.expected = [self.accuracy(trainer, pl_module, edge, o) for o in range(5)]
+
+    def accuracy(self, trainer: Trainer, module: Any, edge: int, op: int) -> float:
+        net, data = copy.deepcopy(module.supernet), trainer.datamodule
+        with torch.no_grad():
+            mixing = torch.softmax(module.architecture.alphas["cell"], dim=1)
+            mixing[edge] = torch.eye(5)[op]
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=3e-4)
+        epochs = self.tune.get("tune_epochs", 2)
+        for epoch in range(epochs):
+            loader = data.train_dataloader()
+            loader.set_epoch(1 + epoch)
+            for step, batch in enumerate(loader):
+                if 2 * epoch + step >= self.tune.get("tune_batches", 99):
+                    break
+                part = data.on_after_batch_transfer(batch["train"], 0)
+                optimizer.zero_grad()
+                # All operations are computed, those that are closed with the weight 0.
+                nn.functional.cross_entropy(net(part.images, {"cell": mixing}), part.labels).backward()
+                for e, cell in itertools.product(range(6), net.blocks):
+                    if e == edge and hasattr(cell, "operation"):
+                        for o in set(range(5)) - {op}:
+                            for w in cell.operation(e, o).parameters():
+                                w.grad = None  # neither decayed
+                nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+                optimizer.step()
+        seed = derived_seed(0, 55)
+        pictures = data.selection_batches(augmented=False, seed=seed)
+        right = []
+        for b in range(len(pictures)):
+            part = data.on_after_batch_transfer(pictures.batch(b), 0)
+            with torch.no_grad():
+                right.append((net(part.images, {"cell": mixing}).argmax(1) == part.labels).float())
+        return float(torch.cat(right).mean())
+
+
+@pytest.mark.parametrize("tune", [{"tune_batches": 3}, {"tune_epochs": 2}])
+def test_the_strength_is_the_accuracy_after_plain_fine_tuning(
+    tune: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retold = Retold(tune)
+    monkeypatch.setattr("dartslight.training_cli.RunCheckpoints", lambda *_: retold)
+    fit(tmp_path, "--trainer.max_epochs=1", "--selection=null", "--data.max_pictures=128", "--data.batch_size=32")
+    assert retold.found == pytest.approx(retold.expected, abs=0.017)  # at most one picture of 64, by rounding
+    assert len(set(retold.found)) > 1
 
 
 def test_the_noise_of_resampled_sets_is_that_of_their_order_alone(tmp_path: Path) -> None:
