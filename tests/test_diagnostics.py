@@ -461,6 +461,12 @@ def test_settings_that_cannot_be_are_refused(name: str, option: str, capsys: pyt
     )
 
 
+def test_more_sets_than_pictures_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--trainer.callbacks=dartslight.callbacks.NoiseFloor", "--trainer.callbacks.sets=33"]
+    assert main(["fit", *QUICK, f"--trainer.default_root_dir={tmp_path}", *words]) == 2
+    assert "sets is 33, but NoiseFloor has 32 pictures" in capsys.readouterr().err
+
+
 def test_the_shipped_configuration_is_parsed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["fit", *QUICK, "--config", str(DIAGNOSTICS), "--print_config"])

@@ -119,6 +119,11 @@ class NoiseFloor(SearchWatch):
             for i in range(passes):
                 seed = derived_seed(run_seed(), _NOISE, live.epochs, i)
                 found += live.measure([whole], Evaluation(self.augmented, batches, "batch_frozen", seed))
+        if len(found) == 1 and len(found[0].loss) < self.sets:
+            raise InputError(
+                f"sets is {self.sets}, but NoiseFloor has {len(found[0].loss)} pictures to divide among them; give "
+                "fewer sets, or draw: resampled."
+            )
         values = {}
         for name in ("loss", "accuracy"):
             pictures = [measurement.values(name).numpy() for measurement in found]

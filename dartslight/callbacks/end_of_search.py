@@ -193,6 +193,6 @@ class StrengthStudy(EndOfSearch):
         values = {f"strength/{name}": value for name, value in found.items() if value is not None}
         words = [f"{name.replace('_', ' ')} {'-' if r is None else f'{r:+.2f}'}" for name, r in found.items()]
         return values, (
-            f"rank correlation with the accuracy after fine-tuning, {len(strengths)} operations of {len(keys)} edges: "
+            f"rank correlation with the accuracy after fine-tuning, edges {len(keys)}, operations {len(strengths)}: "
             + ", ".join(words)
         )
