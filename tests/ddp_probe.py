@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from dartslight.callbacks.diagnostics import live_supernet
+
 
 class Probe(Callback):
     """Writes alphas, weights and the batches' labels of each process.
@@ -62,3 +64,20 @@ class Poison(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: dict, batch_idx: int) -> None:
         if trainer.global_rank == trainer.world_size - 1 and trainer.global_step == 2:
             batch["train"].images.fill_(torch.nan)
+
+
+class Curved(Callback):
+    """Writes the curvature that each process finds before the first step.
+
+    Args:
+        folder: Where to.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.folder.mkdir(exist_ok=True)
+        live = live_supernet(trainer, pl_module, "curvature")
+        values = [live.curvature(3, batches) for batches in (1, 3)]
+        torch.save(values, self.folder / f"{trainer.world_size}_{trainer.global_rank}.pt")

@@ -1,7 +1,19 @@
 """Lightning callbacks: they schedule, remember and write; what they run is in `dartslight.selection`."""
 
+from dartslight.callbacks.diagnostics import ArchitectureStatistics, Curvature, NoiseFloor
+from dartslight.callbacks.end_of_search import EdgeShuffle, StrengthStudy
 from dartslight.callbacks.run_files import RunCheckpoints, RunConfig
 from dartslight.callbacks.selector import Selector
 from dartslight.callbacks.true_accuracy import TrueAccuracy
 
-__all__ = ["RunCheckpoints", "RunConfig", "Selector", "TrueAccuracy"]
+__all__ = [
+    "ArchitectureStatistics",
+    "Curvature",
+    "EdgeShuffle",
+    "NoiseFloor",
+    "RunCheckpoints",
+    "RunConfig",
+    "Selector",
+    "StrengthStudy",
+    "TrueAccuracy",
+]

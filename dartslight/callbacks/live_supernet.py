@@ -21,8 +21,9 @@ from dartslight.nets import Mixing
 from dartslight.seeding import derived_seed
 from dartslight.selection import Evaluation, Measurement, Race, Variant
 from dartslight.spaces import Choices, SearchSpace
+from dartslight.strategies import hessian_product, largest_eigenvalue
 
-_MEASURE = 5  # what a derived seed is for
+_MEASURE, _CURVATURE = 5, 6  # what a derived seed is for
 _CHUNK = 32  # batches between two states that an interrupted measurement goes on from
 
 
@@ -60,6 +61,11 @@ class LiveSupernet:
         """Returns the mixing weights if these choices were the present ones."""
         with torch.no_grad():
             return self.module.mixing(choices, self.epochs)
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether the epochs of the search are over."""
+        return self.epochs >= cast("int", self.module.search_epochs)
 
     @torch.no_grad()
     def measure(
@@ -117,6 +123,48 @@ class LiveSupernet:
         ends = [batches.place(count - 1).stop for count in counts]
         return [Measurement(loss[i, :end], correct[i, :end], counts[i]) for i, end in enumerate(ends)]
 
+    @torch.enable_grad()
+    def curvature(self, seed: int, batches: int = 1) -> float:
+        """Returns the largest eigenvalue of the Hessian of the validation loss by the architecture parameters.
+
+        The loss is that of the architecture steps with their weight decay, on pictures that are augmented where theirs
+        are, with the statistics of each batch. Every device takes its share of the batches, and all get the same
+        number; a penalty of the relaxation is left out.
+
+        Args:
+            seed: Seeds the pictures and the method.
+            batches: Number of batches; each of them is kept in memory with all that its derivative needs.
+        """
+        module, world_size = self.module, self.trainer.world_size
+        module.finite.check()
+        data = cast("Any", self.trainer).datamodule
+        drawn: EvaluationBatches = data.selection_batches(augmented=data.augment_val, seed=seed, limit=batches)
+        parameters = list(module.architecture.parameters())
+        pictures = drawn.place(len(drawn) - 1).stop
+        loss = torch.zeros((), device=self._device)
+        with (
+            undisturbed(self._device),
+            module.supernet.constant(),
+            module.supernet.plain(),
+            self._ready("batch_frozen"),
+        ):
+            for b in range(self.trainer.global_rank, len(drawn), world_size):
+                batch = self.trainer.strategy.batch_to_device(drawn.batch(b))
+                torch.manual_seed(derived_seed(seed, _CURVATURE, b))
+                logits = module.supernet(batch.images, module.mixing(self.choices, self.epochs), self.choices)
+                loss = loss + F.cross_entropy(logits, batch.labels, reduction="sum") / pictures
+            product = hessian_product(loss, parameters)
+
+            def of_all_devices(vector: torch.Tensor) -> torch.Tensor:
+                own = product(vector.to(self._device, parameters[0].dtype))
+                return self._of_all_devices(own).to(vector) + module.alpha_weight_decay * vector
+
+            return largest_eigenvalue(of_all_devices, sum(p.numel() for p in parameters), seed)
+
+    def log(self, name: str, value: float) -> None:
+        """Writes a number into the metrics of this epoch."""
+        self.module.log(name, value, on_step=False, on_epoch=True, rank_zero_only=True)
+
     @property
     def _device(self) -> torch.device:
         return self.trainer.strategy.root_device
@@ -173,12 +221,19 @@ class LiveSupernet:
         return tqdm(
             total=len(batches),
             initial=done,
-            desc=f"{self.title}: {what} without {names}",
+            desc=f"{self.title}: {what}" + (f" without {names}" if names else ""),
             disable=not shown,
             leave=False,
             dynamic_ncols=True,
             file=sys.stdout,
         )
+
+
+@contextlib.contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Puts torch's random numbers back to where they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
 
 
 @contextlib.contextmanager

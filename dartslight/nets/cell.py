@@ -4,7 +4,9 @@ The supernet and the discrete network use the same cell: in the one an edge carr
 other exactly one.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -96,6 +98,25 @@ class CellNetwork(nn.Module):
         op = self.ops[self._keys[edge][column]]
         assert isinstance(op, Operation)
         return op
+
+    def exchangeable(self, edges: Sequence[int]) -> list[tuple[int, int]]:
+        """Returns the pairs among some edges whose operations take and give pictures of the same shapes."""
+        kinds = {e: self.stride > 1 and self.cell.edges[e].source < self.cell.num_inputs for e in edges}
+        return [(a, b) for a, b in itertools.combinations(edges, 2) if kinds[a] == kinds[b]]
+
+    @contextlib.contextmanager
+    def exchanged(self, a: int, b: int) -> Iterator[None]:
+        """While this lasts, two edges with their operations and mixing weights stand in each other's place."""
+        cell, into = self.cell, self._into
+        edges = list(cell.edges)
+        edges[a] = replace(cell.edges[b], ops=cell.edges[a].ops)
+        edges[b] = replace(cell.edges[a], ops=cell.edges[b].ops)
+        self.cell = replace(cell, edges=tuple(edges))
+        self._into = [(node, self.cell.edges_into(node)) for node in cell.nodes]
+        try:
+            yield
+        finally:
+            self.cell, self._into = cell, into
 
     def forward(
         self,

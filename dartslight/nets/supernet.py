@@ -148,6 +148,16 @@ class Supernet(Network):
             for w in weights:
                 w.requires_grad_(True)
 
+    @contextlib.contextmanager
+    def plain(self) -> Iterator[None]:
+        """While this lasts nothing is compiled or computed again, so that passes can be differentiated twice."""
+        compiled, checkpoints = self._compiled, self.checkpoint_cells
+        self._compiled, self.checkpoint_cells = None, False
+        try:
+            yield
+        finally:
+            self._compiled, self.checkpoint_cells = compiled, checkpoints
+
     def _masked(self, mixing: Mixing, choices: Choices | None) -> Mixing:
         """Returns mixing weights that are 0 where nothing is open."""
         if choices is None:

@@ -1,5 +1,6 @@
 """Selection: how a trained supernet becomes one architecture."""
 
+from dartslight.selection.curvature_stop import CurvatureStop
 from dartslight.selection.greedy import Sgas
 from dartslight.selection.perturbation import Perturbation
 from dartslight.selection.racing import Race
@@ -21,6 +22,7 @@ from dartslight.selection.strongest import Magnitude, Random
 
 __all__ = [
     "Candidate",
+    "CurvatureStop",
     "Decision",
     "Evaluation",
     "Magnitude",

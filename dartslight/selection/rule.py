@@ -212,6 +212,10 @@ class Supernet(Protocol):
     def memory(self) -> dict[str, Any]:
         """What the rule has noted so far, as plain values by names of its own; checkpoints keep it."""
 
+    @property
+    def is_searched(self) -> bool:
+        """Whether the epochs of the search are over."""
+
     def mixing(self, choices: Choices) -> Mixing:
         """Returns the mixing weights if these choices were the present ones."""
 
@@ -219,6 +223,17 @@ class Supernet(Protocol):
         self, variants: Sequence[Variant], evaluation: Evaluation, race: Race | None = None
     ) -> list[Measurement]:
         """Measures all variants on the same pictures in one pass; in a race those that have left it no further."""
+
+    def curvature(self, seed: int, batches: int = 1) -> float:
+        """Returns the largest eigenvalue of the Hessian of the validation loss by the architecture parameters.
+
+        Args:
+            seed: Seeds the pictures and the method.
+            batches: Number of batches; each of them is kept in memory with all that its derivative needs.
+        """
+
+    def log(self, name: str, value: float) -> None:
+        """Writes a number into the metrics of this epoch."""
 
 
 class Rule(ABC):

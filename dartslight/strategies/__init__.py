@@ -2,6 +2,7 @@
 
 from dartslight.strategies.architecture import Architecture, AuxiliarySkip, Sample, detached
 from dartslight.strategies.combinations import check_combination
+from dartslight.strategies.curvature import hessian_product, largest_eigenvalue
 from dartslight.strategies.gradients import ArchitectureGradient, Bilevel, FiniteDifference, FirstOrder, Fixed, Unrolled
 from dartslight.strategies.relaxations import Dirichlet, Gumbel, Relaxation, Sigmoid, Softmax
 from dartslight.strategies.smoothing import AdversarialSmoothing, RandomSmoothing, Rows, Smoothing
@@ -27,4 +28,6 @@ __all__ = [
     "Unrolled",
     "check_combination",
     "detached",
+    "hessian_product",
+    "largest_eigenvalue",
 ]
