@@ -63,6 +63,7 @@ def test_all_processes_hold_the_same_and_decide_the_same(tmp_path: Path, process
         assert a["choices"] == b["choices"]
         assert a["labels"] != b["labels"]
     assert a["steps"] == len(a["labels"]) == 14
+    assert a["barriers"] == 0  # a GPU would have to wait there
     folders = list((tmp_path / "runs").iterdir())
     assert [folder.name for folder in folders] == ["version_0"]
     assert len({row["decision"] for row in decisions(folders[0])}) == 6

@@ -252,11 +252,9 @@ class SearchModule(LightningModule):
         if self.trainer.world_size == 1:
             return tensors
         flat = torch.cat([t.reshape(-1) for t in tensors])
-        mean = cast("Tensor", self.trainer.strategy.reduce(flat, reduce_op="mean"))
-        return [
-            m.view_as(t)
-            for m, t in zip(torch.split_with_sizes(mean, [t.numel() for t in tensors]), tensors, strict=True)
-        ]
+        torch.distributed.all_reduce(flat)  # the strategy's own reduction lets the processor wait at a barrier first
+        means = torch.split_with_sizes(flat / self.trainer.world_size, [t.numel() for t in tensors])
+        return [m.view_as(t) for m, t in zip(means, tensors, strict=True)]
 
     def share_statistics(self) -> None:
         """Gives all devices the mean of their running statistics, so that one checkpoint is the state of all."""
