@@ -15,7 +15,8 @@ from dartslight.cli import main
 from dartslight.genotype import Genotype
 
 TESTS = Path(__file__).parent
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+PATHS = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+ENVIRONMENT = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
 
 
 def fit(root: Path, processes: int, *words: str) -> subprocess.CompletedProcess[str]:

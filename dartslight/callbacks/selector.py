@@ -113,7 +113,10 @@ class Selector(Callback):
         folder = folder_of(trainer)
         scores = ScoresFile(None if folder is None else folder.path / "checkpoints" / SCORES)
         supernet = LiveSupernet(trainer, module, title, scores)
-        own = self.rule.decide(supernet, self._points, run_seed())
+        try:
+            own = self.rule.decide(supernet, self._points, run_seed())
+        except InputError as error:
+            raise InputError(f"Decision {self._points + 1} cannot be taken: {error}") from None
         outcome = trainer.strategy.broadcast(own)
         agree = own.choices == outcome.choices
         if not trainer.strategy.reduce_boolean_decision(agree, all=True):
