@@ -96,7 +96,8 @@ if __name__ == "__main__":
             for cell in problem.space.cells:
                 open_edges = choices.undecided(cell.name)
                 edge = open_edges[len(open_edges) // 2]
-                results.append(masks(problem, choices, cell.name, edge, given.repeats or 3, label))
+                repeats = given.repeats or (1 if given.short else 3)
+                results.append(masks(problem, choices, cell.name, edge, repeats, label))
     if not given.space or "nasbench201" in given.space:
         batches, repeats = (1, 1) if given.short else (4, 3)  # published: 391 batches
         results.append(whole_phase(Problem("nasbench201", 3, 8), given.repeats or repeats, batches))

@@ -128,12 +128,24 @@ class RunFolder(Logger):
         Args:
             trainer: The trainer, on every rank.
             name: Name of the checkpoint's file.
+
+        Raises:
+            InputError: On every rank, if there is no room for it.
         """
         path = self.path / "checkpoints" / name
+        failure, have_met = None, False
         # All ranks take part; the first one writes.
-        with replacing(path, "new") if trainer.is_global_zero else contextlib.nullcontext(path) as temporary:
-            trainer.save_checkpoint(temporary, weights_only=False)
-        trainer.strategy.barrier()
+        try:
+            with replacing(path, "new") if trainer.is_global_zero else contextlib.nullcontext(path) as temporary:
+                trainer.save_checkpoint(temporary, weights_only=False)
+                have_met = True
+        except InputError as error:
+            failure = str(error)
+            if not have_met:  # the others wait at the end of save_checkpoint
+                trainer.strategy.barrier()
+        failure = trainer.strategy.broadcast(failure)
+        if failure is not None:
+            raise InputError(failure)
 
     def _next_number(self) -> int:
         taken = [p.name.removeprefix("version_") for p in self._root.glob("version_*")]

@@ -1,6 +1,7 @@
 """What every process of a run writes down, and what one of them suffers, for the tests of several processes."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -9,7 +10,7 @@ from dartslight.callbacks.diagnostics import live_supernet
 
 
 class Probe(Callback):
-    """Writes alphas, weights and the batches' labels of each process.
+    """Writes alphas, weights, the batches' labels of each process, and how many barriers its steps had.
 
     Args:
         folder: Where to.
@@ -18,9 +19,19 @@ class Probe(Callback):
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
         self.labels: list[list[int]] = []
+        self.barriers = 0
+        self._barrier = torch.distributed.barrier
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: dict, batch_idx: int) -> None:
         self.labels.append(batch["train"].labels.tolist())
+        torch.distributed.barrier = self._count
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        torch.distributed.barrier = self._barrier
+
+    def _count(self, *args: Any, **kwargs: Any) -> Any:
+        self.barriers += 1
+        return self._barrier(*args, **kwargs)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         state = {
@@ -29,6 +40,7 @@ class Probe(Callback):
             "choices": pl_module.choices.state(),
             "labels": self.labels,
             "steps": trainer.global_step,
+            "barriers": self.barriers,
         }
         torch.save(state, self.folder / f"rank{trainer.global_rank}.pt")
 

@@ -2,9 +2,11 @@
 
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,25 @@ def test_a_job_array_has_a_seed_for_each_task(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr[-3000:]
         folder = tmp_path / "runs" / "search" / f"seed_{task}" / "version_0"
         assert yaml.safe_load((folder / "config.yaml").read_text())["seed_everything"] == int(task)
+
+
+@pytest.mark.parametrize("script", ["search.sbatch", "seeds.sbatch"])
+def test_a_job_whose_time_is_up_is_put_into_the_queue_again(script: str, tmp_path: Path) -> None:
+    environment = slurm(tmp_path, 1, SLURM_ARRAY_TASK_ID="3")
+    for name, text in (("srun", "touch started; exec sleep 60"), ("scontrol", 'echo "$@" > asked')):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(stat.S_IRWXU)
+    command = ["bash", str(CLUSTER / script), "configs/quickstart.yaml"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True) as job:
+        try:
+            while not (tmp_path / "started").exists():
+                assert job.poll() is None
+                time.sleep(0.05)
+            job.send_signal(signal.SIGUSR1)
+            job.wait(10)
+        finally:
+            os.killpg(job.pid, signal.SIGKILL)
+    assert (tmp_path / "asked").read_text() == "requeue 4711\n"
 
 
 @pytest.mark.ddp

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -156,18 +154,14 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(
         assert not (tmp_path / "runs").exists(), sentence
 
 
-def test_every_configuration_is_understood(run: Path) -> None:
+def test_every_configuration_is_understood(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in CONFIGS.rglob("*.yaml"):
         yaml.safe_load(path.read_text())
     for name in ("quickstart.yaml", "cifar10/darts_pt.yaml", "cifar10/nasbench201_small.yaml"):
-        done = subprocess.run(
-            [sys.executable, "-m", "dartslight", "fit", "--config", str(CONFIGS / name), "--print_config"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert yaml.safe_load(done.stdout)["selection"]["class_path"] == "dartslight.selection.Perturbation"
+        with pytest.raises(SystemExit, match="0"):
+            main(["fit", "--config", str(CONFIGS / name), "--print_config"])
+        shown = yaml.safe_load(capsys.readouterr().out)
+        assert shown["selection"]["class_path"] == "dartslight.selection.Perturbation"
 
 
 def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:

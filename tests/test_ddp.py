@@ -15,7 +15,8 @@ from dartslight.cli import main
 from dartslight.genotype import Genotype
 
 TESTS = Path(__file__).parent
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+PATHS = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+ENVIRONMENT = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
 
 
 def fit(root: Path, processes: int, *words: str) -> subprocess.CompletedProcess[str]:
@@ -63,6 +64,7 @@ def test_all_processes_hold_the_same_and_decide_the_same(tmp_path: Path, process
         assert a["choices"] == b["choices"]
         assert a["labels"] != b["labels"]
     assert a["steps"] == len(a["labels"]) == 14
+    assert a["barriers"] == 0  # a GPU would have to wait there
     folders = list((tmp_path / "runs").iterdir())
     assert [folder.name for folder in folders] == ["version_0"]
     assert len({row["decision"] for row in decisions(folders[0])}) == 6
@@ -108,19 +110,21 @@ def test_devices_divide_the_pictures_of_a_decision(tmp_path: Path, racing: str) 
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize("kind", ["search", "retrain"])
-def test_all_processes_stop_where_one_diverges(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["search", "retrain", "full disk"])
+def test_all_processes_stop_where_one_has_to(tmp_path: Path, kind: str) -> None:
     words = ["fit", *QUICK]
     if kind == "retrain":
         genotype = Genotype.from_nasbench201("|none~0|+|none~0|none~1|+|skip_connect~0|none~1|nor_conv_3x3~2|")
         (tmp_path / "genotype.json").write_text(genotype.to_json())
         words = ["fit", *RETRAIN, f"--model.genotype={tmp_path / 'genotype.json'}", "--trainer.max_epochs=2"]
-    words += ["--data.batch_size=16", "--checkpoint_every_n_batches=1", "--trainer.callbacks=ddp_probe.Poison"]
+    words += ["--data.batch_size=16", "--checkpoint_every_n_batches=1"]
+    words += [] if kind == "full disk" else ["--trainer.callbacks=ddp_probe.Poison"]
     words += [f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.devices=2"]
+    no_room = ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash"] if kind == "full disk" else []
     port = str(free_port())
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "dartslight", *words],
+            [*(no_room if rank == 0 else []), sys.executable, "-m", "dartslight", *words],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -131,8 +135,11 @@ def test_all_processes_stop_where_one_diverges(tmp_path: Path, kind: str) -> Non
     for process in processes:
         _, error = process.communicate(timeout=60)
         assert process.returncode == 2, error[-3000:]
-        assert "dartslight: In step 2 the " in error
+        sentence = "ckpt' cannot be written (File too large)" if kind == "full disk" else "dartslight: In step 2 the "
+        assert sentence in error
         assert "Traceback" not in error
+    if kind == "full disk":
+        return
     state = torch.load(tmp_path / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == 2
     assert all(torch.isfinite(t).all() for t in state["state_dict"].values() if t.dtype.is_floating_point)

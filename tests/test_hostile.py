@@ -22,7 +22,7 @@ from dartslight.cli import main
 from dartslight.errors import InputError
 from dartslight.genotype import Genotype
 from dartslight.modules.checkpoint import read_checkpoint
-from dartslight.nets import DiscreteNetwork
+from dartslight.nets import DiscreteNetwork, Supernet
 from dartslight.spaces import SPACES, Choices
 
 ARCH = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|nor_conv_3x3~2|"
@@ -202,6 +202,26 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path: Path, caps
     state = read_checkpoint(newest(tmp_path) / "checkpoints" / "last.ckpt")
     assert state["global_step"] == 1
     assert all(torch.isfinite(t).all() for t in state["state_dict"].values() if t.dtype.is_floating_point)
+
+
+def test_a_score_that_is_no_number_stops_the_selection(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forward_each, decisions = Supernet.forward_each, 0
+
+    def without_numbers(net: Supernet, images: torch.Tensor, variants: Any) -> list[torch.Tensor]:
+        nonlocal decisions
+        decisions += len(variants) > 1
+        logits = forward_each(net, images, variants)
+        return [torch.full_like(each, torch.nan) for each in logits] if decisions > 2 else logits
+
+    monkeypatch.setattr(Supernet, "forward_each", without_numbers)
+    words = ["--selection=dartslight.selection.Perturbation", "--selection.interval=1", "--selection.eval_batches=1"]
+    words += [f"--supernet={run / 'checkpoints' / 'search.ckpt'}", f"--trainer.default_root_dir={tmp_path}"]
+    assert main(["select", *words]) == 2
+    assert "Decision 3 cannot be taken: The supernet's loss is not a finite number" in capsys.readouterr().err
+    assert not (newest(tmp_path) / "genotype.json").exists()
+    read_checkpoint(newest(tmp_path) / "checkpoints" / "last.ckpt")
 
 
 def test_a_full_disk_keeps_what_was_there(run: Path, tmp_path: Path) -> None:

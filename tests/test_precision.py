@@ -15,7 +15,8 @@ from torch import Tensor
 from dartslight import strategies
 from dartslight.cli import main
 from dartslight.data import Digits
-from dartslight.modules import SearchModule
+from dartslight.genotype import Genotype
+from dartslight.modules import RetrainModule, SearchModule
 from dartslight.nets import Supernet
 
 
@@ -27,24 +28,27 @@ class Watch(Callback):
         self.norms: list[float] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self.alphas.append(pl_module.architecture.alphas["cell"].grad.clone())
-        norms = [p.grad.norm() for p in pl_module.supernet.parameters() if p.grad is not None]
+        if isinstance(pl_module, SearchModule):
+            self.alphas.append(pl_module.architecture.alphas["cell"].grad.clone())
+        network = pl_module.supernet if isinstance(pl_module, SearchModule) else pl_module.network
+        norms = [p.grad.norm() for p in network.parameters() if p.grad is not None]
         self.norms.append(float(torch.stack(norms).norm()))
 
 
 def search(precision: str, gradient: str, clip_norm: float = 5.0) -> Watch:
     """Takes four search steps from the same start."""
+    rule = getattr(strategies, gradient)()
+    return watched(
+        SearchModule(num_cells=3, init_channels=4, gradient=rule, alpha_init_std=0.5, clip_norm=clip_norm), precision
+    )
+
+
+def watched(module: LightningModule, precision: str) -> Watch:
+    """Takes four steps and watches the gradients."""
     seed_everything(0)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10) if precision == "16-mixed" else None
     plugins = [] if precision == "32-true" else [MixedPrecision(precision, "cpu", scaler)]
     watch = Watch()
-    module = SearchModule(
-        num_cells=3,
-        init_channels=4,
-        gradient=getattr(strategies, gradient)(),
-        alpha_init_std=0.5,
-        clip_norm=clip_norm,
-    )
     trainer = Trainer(
         accelerator="cpu",
         devices=1,
@@ -80,16 +84,29 @@ def test_clipping_sees_unscaled_gradients(precision: str) -> None:
     assert clipped.norms[0] == pytest.approx(0.5, rel=1e-3)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_retraining_clips_unscaled_gradients(precision: str, tmp_path: Path) -> None:
+    path = tmp_path / "genotype.json"
+    arch = "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|nor_conv_3x3~2|"
+    path.write_text(Genotype.from_nasbench201(arch).to_json())
+    unclipped, clipped = (
+        watched(RetrainModule(str(path), num_cells=3, init_channels=4, auxiliary_weight=0, clip_norm=norm), precision)
+        for norm in (1e6, 0.1)
+    )
+    assert 0.5 < unclipped.norms[0] < 50
+    assert clipped.norms[0] == pytest.approx(0.1, rel=1e-3)
+
+
 @pytest.mark.parametrize("gradient", ["FiniteDifference", "Unrolled"])
 def test_second_order_runs_outside_autocast(gradient: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[bool, set[bool]] = {True: set(), False: set()}
     forward = Supernet.forward
 
-    def watched(net: Supernet, images: Tensor, mixing: Any, *rest: Any) -> Tensor:
+    def noted(net: Supernet, images: Tensor, mixing: Any, *rest: Any) -> Tensor:
         seen[next(iter(mixing.values())).requires_grad].add(torch.is_autocast_enabled("cpu"))
         return forward(net, images, mixing, *rest)
 
-    monkeypatch.setattr(Supernet, "forward", watched)
+    monkeypatch.setattr(Supernet, "forward", noted)
     search("bf16-mixed", gradient)
     assert seen == {True: {False}, False: {True}}  # the architecture gradient's passes, and the weight step's
     seen[True].clear(), seen[False].clear()

@@ -136,7 +136,7 @@ class LiveSupernet:
             batches: Number of batches; each of them is kept in memory with all that its derivative needs.
         """
         module, world_size = self.module, self.trainer.world_size
-        module.finite.check()
+        module.finite.look(self.trainer)
         data = cast("Any", self.trainer).datamodule
         drawn: EvaluationBatches = data.selection_batches(augmented=data.augment_val, seed=seed, limit=batches)
         parameters = list(module.architecture.parameters())

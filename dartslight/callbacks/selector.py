@@ -123,7 +123,10 @@ class Selector(Callback):
         self._begin = self._begin or (start, self._points)
         began, first = self._begin
         title = f"decision {self._points + 1} of {count}{_left(start - began, first, self._points, count)}"
-        own = self.rule.decide(self._supernet(trainer, module, title, epochs), self._points, run_seed())
+        try:
+            own = self.rule.decide(self._supernet(trainer, module, title, epochs), self._points, run_seed())
+        except InputError as error:
+            raise InputError(f"Decision {self._points + 1} cannot be taken: {error}") from None
         outcome = trainer.strategy.broadcast(own)
         agree = own.choices == outcome.choices
         if not trainer.strategy.reduce_boolean_decision(agree, all=True):

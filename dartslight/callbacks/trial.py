@@ -13,6 +13,7 @@ from torch.optim import SGD
 from dartslight.callbacks.live_supernet import undisturbed
 from dartslight.data import Batch
 from dartslight.modules import SearchModule
+from dartslight.modules.devices import average
 from dartslight.nets import Mixing
 from dartslight.seeding import derived_seed, run_seed
 from dartslight.spaces import Choices
@@ -65,7 +66,7 @@ def fine_tune(
         found = torch.autograd.grad(loss, weights, allow_unused=True)
         used = [(w, g) for w, g in zip(weights, found, strict=True) if g is not None]
         optimizer.zero_grad()
-        for (w, _), mean in zip(used, module._average([g for _, g in used]), strict=True):
+        for (w, _), mean in zip(used, average(trainer, [g for _, g in used]), strict=True):
             w.grad = mean
         torch.nn.utils.clip_grad_norm_(weights, module.clip_norm)
         optimizer.step()

@@ -1,7 +1,6 @@
 """What all devices do together; every message between them that the loop sends is here."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from lightning.pytorch import Trainer
@@ -18,8 +17,8 @@ def average(trainer: Trainer, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     if trainer.world_size == 1:
         return tensors
     flat = torch.cat([t.reshape(-1) for t in tensors])
-    mean = cast("Tensor", trainer.strategy.reduce(flat, reduce_op="mean"))
-    parts = torch.split_with_sizes(mean, [t.numel() for t in tensors])
+    torch.distributed.all_reduce(flat)  # the strategy's own reduction lets the processor wait at a barrier first
+    parts = torch.split_with_sizes(flat / trainer.world_size, [t.numel() for t in tensors])
     return [m.view_as(t) for m, t in zip(parts, tensors, strict=True)]
 
 

@@ -50,17 +50,17 @@ class FiniteWatch(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Looks after a step where that costs nothing."""
         if trainer.strategy.root_device.type == "cpu":
-            self._look(trainer)
+            self.look(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks at the end of an epoch."""
-        self._look(trainer)
+        self.look(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Looks before a checkpoint is written."""
-        self._look(trainer)
+        self.look(trainer)
 
-    def _look(self, trainer: Trainer) -> None:
+    def look(self, trainer: Trainer) -> None:
         """Asks all devices, of which one alone may have seen it, so that all of them stop and none waits for another.
 
         Raises:
