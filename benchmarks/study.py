@@ -101,7 +101,7 @@ ON_THE_WAY: dict[str, dict[str, Any]] = {
         interval=1,
         perturbation=_of(_RULES, "Perturbation", preset="official", **_SHORT),
     ),
-    "DARTS-ES": _of(_RULES, "CurvatureStop", every=1, min_epoch=2, window=2, lag=2),
+    "DARTS-ES": _of(_RULES, "CurvatureStop", every=1, window=3, lag=2, min_epoch=2),
 }
 """What decides during the search, each in a search of its own."""
 

@@ -59,7 +59,7 @@ STRATEGIES: dict[str, Callable[[], dict[str, Any]]] = {
 
 SELECTIONS: dict[str, Callable[[], Rule]] = {
     "magnitude": Magnitude,
-    "magnitude over 0.85": lambda: Magnitude(threshold=0.85),
+    "magnitude with a threshold": lambda: Magnitude(threshold=0.01),
     "random": Random,
     "perturbation": lambda: Perturbation(eval_batches=1),
     "perturbation, official": lambda: Perturbation("official", eval_batches=1),
@@ -67,7 +67,7 @@ SELECTIONS: dict[str, Callable[[], Rule]] = {
     "SGAS 1": lambda: Sgas(criterion=1),
     "SGAS 2": lambda: Sgas(criterion=2),
     "SGAS+PT": lambda: Sgas(perturbation=Perturbation("official", eval_batches=1)),
-    "staged": lambda: Staged(keep=[2]),
+    "staged": lambda: Staged(keep=[1]),
     "curvature stop": CurvatureStop,
 }
 """The rules."""

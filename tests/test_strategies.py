@@ -957,7 +957,7 @@ def test_drop_path_grows_linearly() -> None:
     found = []
     for epoch in (0, 1, 5, 9, 10, 14):
         module._trainer.current_epoch = epoch
-        found.append(module._drop.path)
+        found.append(module._drop.edge)
     assert found == pytest.approx([0, 0.04, 0.2, 0.36, 0.4, 0.4])
     assert search("nasbench201")._drop == Drop()
 
@@ -969,26 +969,26 @@ def test_drop_path_in_the_supernet_equals_textbook(name: str, share: int, skip: 
     mixing = twins.architecture(choices, 0.5)
     images = images_of(8)
     whole = twins.ours.eval()(images, mixing, choices)
-    assert torch.equal(twins.ours(images, mixing, choices, Drop(0.5)), whole)  # evaluation is untouched
+    assert torch.equal(twins.ours(images, mixing, choices, Drop(edge=0.5)), whole)  # evaluation is untouched
     twins.ours.train()
     torch.manual_seed(3)
-    a = twins.ours(images, mixing, choices, Drop(0.5))
+    a = twins.ours(images, mixing, choices, Drop(edge=0.5))
     torch.manual_seed(3)
     masks = (torch.empty(8, 1, 1, 1).bernoulli_(0.5).flatten() for _ in range(10_000))
     extras = {cell.name: textbook.Extras(skip=0.5, drop=0.5, masks=masks) for cell in twins.space.cells}
     twins.compare(a, twins.theirs(images, book_rows(twins.alphas, choices), extras), choices)
 
 
-def test_drop_path_spares_skips_and_what_passes_by() -> None:
-    net = Supernet(NASBENCH201, 3, 4, 5, partial_channels=2, terms=("auxiliary_skip",))
-    architecture = Architecture(NASBENCH201, Softmax(), 0.5, False, "linear", net.terms)
+def test_drop_path_takes_skips_like_convolutions() -> None:
+    net = Supernet(NASBENCH201, 3, 4, 5)
+    architecture = Architecture(NASBENCH201, Softmax(), 0.5)
     everything = Choices.everything(NASBENCH201)
-    for op, changes in ((1, False), (0, False), (2, True), (4, True)):
+    for op, changes in ((1, True), (0, False), (2, True), (4, True)):
         choices = everything
         for e in range(6):
             choices = choices.decide(("cell", e), op)
         mixing = architecture(choices, 0.5)
-        a, b = (net(images_of(8), mixing, choices, drop) for drop in (Drop(), Drop(0.6)))
+        a, b = (net(images_of(8), mixing, choices, drop) for drop in (Drop(), Drop(edge=0.6)))
         assert (not torch.equal(a, b)) == changes
 
 

@@ -228,8 +228,8 @@ class Extras:
         edges: The weight of each edge; 1 for all edges by default. An edge that is gone has 0.
         skip: The weight of the auxiliary skip connection on each edge.
         drawn: Of each edge the operation that was drawn; all others count as numbers, not as outputs. None for all.
-        drop: Probability with which a picture loses the output of an operation.
-        masks: One keep mask, (samples,), for each operation that can lose pictures, in the order of computation.
+        drop: Probability with which a picture loses the output of an edge.
+        masks: One keep mask, (samples,), for each edge, in the order of computation.
     """
 
     edges: Tensor | None = None
@@ -270,7 +270,7 @@ class ExtendedCell(SupernetCell):
             total: Tensor | int = 0
             for e, edge in enumerate(self.cell.edges):
                 if edge.node == node:
-                    total = total + shares[e] * self.mixed(e, nodes[edge.source], mixing[e], extras)
+                    total = total + self.lose(shares[e] * self.mixed(e, nodes[edge.source], mixing[e], extras), extras)
             nodes.append(total)
         return cell_output(self.cell, nodes)
 
@@ -280,8 +280,7 @@ class ExtendedCell(SupernetCell):
         part, rest = x[:, :size], x[:, size:]
         y = sum(self.term(e, o, part, w, extras) for o, w in enumerate(weights))
         if len(self.skips):
-            own = self.skips[e](part)
-            y = y + extras.skip * (own if isinstance(self.skips[e], nn.Identity) else self.lose(own, extras))
+            y = y + extras.skip * self.skips[e](part)
         if self.share == 1:
             return y
         return channel_shuffle(torch.cat([y, self.pools[e](rest)], dim=1), self.share)
@@ -290,12 +289,10 @@ class ExtendedCell(SupernetCell):
         """Returns what one operation adds."""
         if extras.drawn is not None and extras.drawn[e] != o:
             return weight
-        op = self.edges[e][o]
-        y = op(x)
-        return weight * (y if isinstance(op, (nn.Identity, Zero)) else self.lose(y, extras))
+        return weight * self.edges[e][o](x)
 
     def lose(self, y: Tensor, extras: Extras) -> Tensor:
-        """Returns an output of which some pictures are lost in training."""
+        """Returns an edge's output of which some pictures are lost in training."""
         if not (self.training and extras.drop):
             return y
         return drop_path(y, next(extras.masks), extras.drop)

@@ -75,9 +75,9 @@ class SearchModule(LightningModule):
             the search (DARTS-): ``linear`` or ``cosine``; null for no such skip connection.
         stages: The stages of a search whose supernet grows (P-DARTS, DrNAS); they take the place of num_cells and
             partial_channels; null for one stage.
-        drop_path: Probability, at the end of the search, with which a picture loses the output of an operation in a
-            weight step; it grows linearly from 0. Skip connections without weights are spared. R-DARTS' code drops all
-            that an edge adds at once, skip connections included, and does so in the architecture step as well.
+        drop_path: Probability, at the end of the search, with which a picture loses the whole output of an edge in a
+            weight step (R-DARTS); it grows linearly from 0. The published code drops in the architecture step as well,
+            where it would drown the differences of the second order.
         learning_rate: Learning rate of the operation weights in the first epoch of a stage.
         min_learning_rate: Learning rate that the cosine schedule of a stage ends at.
         momentum: Momentum of the operation weights' optimizer.
@@ -273,7 +273,7 @@ class SearchModule(LightningModule):
     def _drop(self) -> Drop:
         """What a weight step leaves out at random."""
         skip = self.plan.skip_dropout(self.current_epoch, self.alpha_warmup_epochs)
-        return Drop(self.drop_path * self.progress, skip) if self.drop_path or skip else NO_DROP
+        return Drop(edge=self.drop_path * self.progress, skip=skip) if self.drop_path or skip else NO_DROP
 
     def learning_rate_at(self, epoch: int) -> float:
         """Returns the learning rate of the operation weights in an epoch: a cosine in the search, then the tuning's."""

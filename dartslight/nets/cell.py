@@ -37,11 +37,13 @@ class Drop:
     """What is left out at random in training.
 
     Args:
-        path: Probability with which a picture loses the output of an operation (drop path).
+        path: Probability with which a picture loses the output of an operation with weights (drop path).
+        edge: Probability with which a picture loses all that an edge gives (drop path of a supernet, R-DARTS).
         skip: Probability with which a number of a ``skip_connect`` is set to 0 (P-DARTS).
     """
 
     path: float = 0.0
+    edge: float = 0.0
     skip: float = 0.0
 
 
@@ -137,6 +139,8 @@ class CellNetwork(nn.Module):
         for node, edges in self._into:
             places = [(e, o) for e in edges for o in columns[e]]
             terms = [self._dropped(self._term(nodes, e, o, weights), e, o, drop) for e, o in places]
+            if drop.edge and self.training:
+                terms = self._without_edges(places, terms, drop.edge)
             nodes.append(self._node(places, terms, nodes))
             assert len(nodes) == node + 1
         return self._exit(nodes)
@@ -187,6 +191,25 @@ class CellNetwork(nn.Module):
         if drop.skip and "skip_connect" in self.cell.edges[edge].ops[column : column + 1]:
             return F.dropout(value(term), drop.skip)
         return drop_path(term, drop.path) if drop.path and self.operation(edge, column).droppable else term
+
+    def _without_edges(
+        self, places: Sequence[tuple[int, int]], terms: Sequence[Term], probability: float
+    ) -> list[Term]:
+        """Returns the terms of a node's edges, each edge's added up, after pictures have lost some edges whole."""
+        left: list[Term] = [None] * len(terms)
+        for edge in dict.fromkeys(e for e, _ in places):
+            own = [i for i, (e, _) in enumerate(places) if e == edge]
+            kinds = [type(self.operation(*places[i])) for i in own]
+            keep: Tensor | None = None
+            for is_bypass in (False, True):
+                some = [i for i, k in zip(own, kinds, strict=True) if k is not Offset and (k is Bypass) == is_bypass]
+                total = weighted_sum([terms[i] for i in some])
+                if total is not None:
+                    keep = _kept(total, probability) if keep is None else keep
+                    left[some[0]] = total * keep
+            for i in (i for i, k in zip(own, kinds, strict=True) if k is Offset):
+                left[i] = terms[i]
+        return left
 
     def inputs(self, states: tuple[Source, Source]) -> Sequence[Source]:
         """Returns what the cell reads of the outputs of the two blocks before it."""
@@ -263,5 +286,11 @@ def drop_path(term: Term, probability: float) -> Term:
     if term is None:
         return None
     x = value(term)
-    keep = torch.empty(x.shape[0], 1, 1, 1, device=x.device, dtype=x.dtype).bernoulli_(1 - probability)
-    return x * keep / (1 - probability)
+    return x * _kept(x, probability)
+
+
+def _kept(x: Tensor, probability: float) -> Tensor:
+    """Returns for each picture 0, with a probability, or what keeps the mean, (batch, 1, 1, 1)."""
+    return torch.empty(x.shape[0], 1, 1, 1, device=x.device, dtype=x.dtype).bernoulli_(1 - probability) / (
+        1 - probability
+    )

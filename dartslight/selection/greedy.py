@@ -79,6 +79,7 @@ class Sgas(Rule):
 
     def schedule(self, plan: SearchPlan) -> Schedule:
         """Returns the decision points, all of them during the search."""
+        plan.check_learned("SGAS")
         if plan.is_over:
             raise InputError(
                 "SGAS decides during the search, but this search is over; begin a search with fit, or decide this "

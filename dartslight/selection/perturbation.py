@@ -179,6 +179,8 @@ class Perturbation(Rule):
 
     def schedule(self, plan: SearchPlan) -> Schedule:
         """Returns the decision points after the search, ``interval`` epochs apart."""
+        if self.settings.criterion == "weight":
+            plan.check_learned("Perturbation by weight")
         count, k = len(_questions(plan.space, self.interleave)), self.interval
         points, tune_after = [k * i for i in range(count)], int(self.settings.tune_after_last and k > 0)
         if tune_after and plan.space.inputs_per_node is None:

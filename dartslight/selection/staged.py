@@ -54,6 +54,7 @@ class Staged(Rule):
 
     def schedule(self, plan: SearchPlan) -> Schedule:
         """Returns the ends of the stages."""
+        plan.check_learned("Staged")
         count = len(self.keep) + 1
         if plan.is_over and self.keep:
             raise InputError(

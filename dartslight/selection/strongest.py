@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dartslight.errors import InputError, check_least
-from dartslight.selection.rule import Candidate, Decision, Outcome, Rule, Supernet
+from dartslight.selection.rule import Candidate, Decision, Outcome, Rule, Schedule, SearchPlan, Supernet
 from dartslight.spaces import Cell, Choices, SearchSpace
 
 
@@ -31,6 +31,15 @@ class Magnitude(Rule):
         if threshold is not None and threshold >= 1:
             raise InputError(f"threshold is {threshold}, but no weight exceeds 1; give less, such as 0.85.")
         self.threshold = threshold
+
+    def schedule(self, plan: SearchPlan) -> Schedule:
+        """Returns the end of the search.
+
+        Raises:
+            InputError: If the mixing weights have learned nothing.
+        """
+        plan.check_learned("Magnitude")
+        return super().schedule(plan)
 
     def decide(self, supernet: Supernet, point: int, seed: int) -> Outcome:
         """Decides every edge by the present mixing weights."""
