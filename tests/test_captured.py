@@ -72,7 +72,7 @@ def test_a_search_step_waits_for_nothing(gradient: str, tmp_path: Path, monkeypa
         "--data.batch_size",
         "16",
     ]
-    chosen = ["--model.gradient", f"dartslight.strategies.{gradient}", "--selection", "dartslight.selection.Magnitude"]
+    chosen = ["--model.gradient", f"dartslight.strategies.{gradient}", "--selection", "dartslight.selection.Random"]
     start = ["fit", "--config", "configs/quickstart.yaml", "--trainer.default_root_dir", str(tmp_path)]
     main([*start, *short, *chosen])
     assert len(counts) >= 2

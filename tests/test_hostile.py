@@ -209,10 +209,10 @@ def test_a_score_that_is_no_number_stops_the_selection(
 ) -> None:
     forward_each, decisions = Supernet.forward_each, 0
 
-    def without_numbers(net: Supernet, images: torch.Tensor, variants: Any) -> list[torch.Tensor]:
+    def without_numbers(net: Supernet, images: torch.Tensor, variants: Any, *rest: Any) -> list[torch.Tensor]:
         nonlocal decisions
         decisions += len(variants) > 1
-        logits = forward_each(net, images, variants)
+        logits = forward_each(net, images, variants, *rest)
         return [torch.full_like(each, torch.nan) for each in logits] if decisions > 2 else logits
 
     monkeypatch.setattr(Supernet, "forward_each", without_numbers)
