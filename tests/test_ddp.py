@@ -71,6 +71,63 @@ def test_all_processes_hold_the_same_and_decide_the_same(tmp_path: Path, process
     assert done.stdout.count("Run folder:") == 1
 
 
+RULES = "dartslight.selection"
+SMALL = ["--data.max_pictures=64", "--data.batch_size=8"]
+AT_EPOCHS = ["--selection.interval=1", "--trainer.max_epochs=6"]
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize(
+    "words",
+    [
+        [f"--selection={RULES}.Magnitude"],
+        [f"--selection={RULES}.Random"],
+        [f"--selection={RULES}.Perturbation", "--selection.criterion=weight"],
+        [f"--selection={RULES}.Perturbation", "--selection.preset=official", "--selection.eval_batches=1"],
+        [f"--selection={RULES}.Sgas", "--selection.warmup_epochs=1", "--selection.criterion=2", *AT_EPOCHS],
+        [
+            f"--selection={RULES}.Sgas",
+            "--selection.warmup_epochs=1",
+            f"--selection.perturbation={RULES}.Perturbation",
+            *AT_EPOCHS,
+        ],
+        [f"--selection={RULES}.Staged", "--selection.keep=[3]", "--selection.max_skips=1"],
+        [
+            f"--selection={RULES}.CurvatureStop",
+            "--selection.every=1",
+            "--selection.window=1",
+            "--selection.lag=1",
+            "--selection.min_epoch=1",
+            "--selection.ratio=0.01",
+            "--trainer.max_epochs=3",
+        ],
+    ],
+    ids=["magnitude", "random", "by_weight", "official", "sgas", "sgas_perturbation", "staged", "curvature_stop"],
+)
+def test_every_rule_decides_the_same_on_all_processes(tmp_path: Path, words: list[str]) -> None:
+    done = fit(tmp_path, 2, "--model.track_statistics=true", *words, *SMALL)
+    assert done.returncode == 0, done.stderr[-3000:]
+    a, b = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    for part in ("alphas", "weights"):
+        assert all(torch.equal(a[part][k], b[part][k]) for k in a[part])
+    assert a["choices"] == b["choices"]
+    assert a["labels"] != b["labels"]
+    (folder,) = (tmp_path / "runs").iterdir()
+    Genotype.load(folder / "genotype.json")
+    assert decisions(folder)
+
+
+@pytest.mark.ddp
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="synchronised normalisation needs two GPUs")
+def test_synchronised_normalisation_on_two_gpus(tmp_path: Path) -> None:
+    words = ["--trainer.accelerator=gpu", "--trainer.sync_batchnorm=true", "--model.track_statistics=true"]
+    done = fit(tmp_path, 2, *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    a, b = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(torch.equal(a["alphas"][k], b["alphas"][k]) for k in a["alphas"])
+    assert a["choices"] == b["choices"]
+
+
 @pytest.mark.ddp
 @pytest.mark.parametrize("gradient", ["FirstOrder", "Unrolled", "FiniteDifference", "Fixed"])
 def test_two_processes_compute_what_one_does(tmp_path: Path, gradient: str) -> None:
