@@ -210,7 +210,10 @@ def report(rows: Sequence[dict[str, Any]], table: str) -> str:
         "| strategy | selection | seeds | CIFAR-10 | CIFAR-100 | against magnitude (CIFAR-10) |",
         "|---|---|---|---|---|---|",
     ]
-    for (strategy, selection), group in itertools.groupby(rows, lambda r: (r["strategy"], r["selection"])):
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["strategy"], row["selection"]), []).append(row)
+    for (strategy, selection), group in groups.items():
         own = {r["seed"]: r for r in group}
         base = {r["seed"]: r for r in rows if (r["strategy"], r["selection"]) == (strategy, "magnitude")}
         against = ""
@@ -257,6 +260,8 @@ def main() -> None:
         print(report(collect(Path(given.out)), given.table))
     elif not given.data or not given.table:
         parser.error("a run needs --data and --table")
+    elif given.index is not None and not 0 <= given.index < len(RUNS):
+        parser.error(f"--index is {given.index}, but there are the runs 0 to {len(RUNS) - 1}")
     elif given.index is not None:
         run(given.index, given)
     else:

@@ -39,6 +39,11 @@ class SearchTrainer(Trainer):
                 f"In {supernet!r} some edges have been decided already, and the operations left out were not trained "
                 "since; give the checkpoints/search.ckpt of that run."
             )
+        if len(model.stages) > 1 and header["epochs"] < header["search_epochs"]:
+            raise InputError(
+                f"The search of {supernet!r} was stopped after {header['epochs']} of {header['search_epochs']} epochs, "
+                "so its last stage is not trained; go on with fit --ckpt_path first."
+            )
         model.search_epochs = int(header["epochs"])
         cast("Any", self).callbacks.append(_FromTheTop())
         self.fit(model, datamodule=datamodule, ckpt_path=supernet, weights_only=True)

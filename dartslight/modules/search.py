@@ -14,6 +14,7 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -50,7 +51,7 @@ from dartslight.strategies import (
     check_combination,
 )
 
-_INITIALISATION, _STEP, _STAGE = 1, 2, 6  # what a derived seed is for
+_INITIALISATION, _STEP, _STAGE = 1, 2, 7  # what a derived seed is for
 
 
 class _Optimizers(NamedTuple):
@@ -160,7 +161,8 @@ class SearchModule(LightningModule):
         self.smoothing, self.drop_path = smoothing, drop_path
         self.edge_normalisation, self.auxiliary_skip = edge_normalisation, auxiliary_skip
         self.checkpoint_cells = checkpoint_cells
-        check_combination(self.relaxation, self.gradient, smoothing, drop_path, checkpoint_cells, compile)
+        drops = max(drop_path, *(stage.skip_dropout for stage in self.stages))
+        check_combination(self.relaxation, self.gradient, smoothing, drops, checkpoint_cells, compile)
         self.compile_mode, self.matmul_precision = compile, matmul_precision
         self.learning_rate, self.min_learning_rate = learning_rate, min_learning_rate
         self.momentum, self.nesterov, self.weight_decay, self.clip_norm = momentum, nesterov, weight_decay, clip_norm
@@ -170,6 +172,7 @@ class SearchModule(LightningModule):
         self.choices = Choices.everything(self.space)
         self.finite = FiniteWatch()
         self.search_epochs: int | None = None
+        self._measured_after: int | None = None  # epochs of the checkpoint that validate measures
         self.tuning, self.tuning_epochs = Tuning(), 0
 
     # ------------------------------------------------------------------ the loop
@@ -228,12 +231,16 @@ class SearchModule(LightningModule):
     @property
     def supernet(self) -> Supernet:
         """The supernet of the present stage."""
-        return cast("Supernet", self.supernets[self.plan.index(self.current_epoch) if len(self.stages) > 1 else 0])
+        if len(self.stages) == 1:
+            return cast("Supernet", self.supernets[0])
+        # What a checkpoint at the end of a stage holds is the supernet of that stage.
+        epoch = self.current_epoch if self._measured_after is None else max(0, self._measured_after - 1)
+        return cast("Supernet", self.supernets[self.plan.index(epoch)])
 
     @property
     def progress(self) -> float:
         """The share of the search that was over when this epoch began, from 0 to 1."""
-        return self._progress_after(self.current_epoch)
+        return self._progress_after(self.current_epoch if self._measured_after is None else self._measured_after)
 
     def _progress_after(self, epochs: int) -> float:
         assert self.search_epochs is not None
@@ -327,7 +334,9 @@ class SearchModule(LightningModule):
             """Returns the loss on a batch as a function of the weights."""
 
             def loss(at_weights: Sequence[Tensor] | None) -> Tensor:
-                inputs = (part.images, *self.architecture.sample(self.choices, self.progress))
+                # Passes that are compared leave nothing out, since each would leave out something else.
+                drop = NO_DROP if self.gradient.moves_weights else replace(self._drop, edge=0.0)
+                inputs = (part.images, *self.architecture.sample(self.choices, self.progress), drop)
                 penalty = self.architecture.penalty(self.choices) if penalised else None
                 value = F.cross_entropy(logits(at_weights, inputs), part.labels)
                 return value if penalty is None else value + penalty
@@ -487,6 +496,7 @@ class SearchModule(LightningModule):
         self.choices = Choices.from_state(checkpoint[HEADER]["choices"])
         if self.trainer.state.fn == TrainerFn.VALIDATING:
             self.search_epochs = checkpoint[HEADER]["search_epochs"]
+            self._measured_after = checkpoint[HEADER]["epochs"]
 
     def _terms(self) -> tuple[EdgeTerm, ...]:
         """What edges carry beside their operations."""

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dartslight.nets.operations import Bypass, Offset, Operation, Setting, Source, make_operation, skip
+from dartslight.nets.operations import Bypass, Identity, Offset, Operation, Setting, Source, make_operation, skip
 from dartslight.nets.weighted_sum import Term, Weight, value, weighted_sum
 from dartslight.spaces import Cell
 
@@ -39,7 +39,7 @@ class Drop:
     Args:
         path: Probability with which a picture loses the output of an operation with weights (drop path).
         edge: Probability with which a picture loses all that an edge gives (drop path of a supernet, R-DARTS).
-        skip: Probability with which a number of a ``skip_connect`` is set to 0 (P-DARTS).
+        skip: Probability with which a number of a ``skip_connect`` without weights is set to 0 (P-DARTS).
     """
 
     path: float = 0.0
@@ -188,7 +188,8 @@ class CellNetwork(nn.Module):
         """Returns what is left of an operation's output after what is left out at random."""
         if term is None or drop is NO_DROP or not self.training:
             return term
-        if drop.skip and "skip_connect" in self.cell.edges[edge].ops[column : column + 1]:
+        is_skip = column not in self._terms and isinstance(self.operation(edge, column), Identity)
+        if drop.skip and is_skip:
             return F.dropout(value(term), drop.skip)
         return drop_path(term, drop.path) if drop.path and self.operation(edge, column).droppable else term
 

@@ -24,6 +24,7 @@ from dartslight.seeding import derived_seed, run_seed
 from dartslight.selection.rule import Outcome, Rule, Schedule, SearchPlan, Supernet
 from dartslight.selection.strongest import Magnitude, keep_strongest
 
+_STOP = 8  # what a derived seed is for
 _EPOCHS, _EIGENVALUES, _MIXING = "epochs", "eigenvalues", "mixing"  # names in the memory
 
 
@@ -79,7 +80,7 @@ class CurvatureStop(Rule):
         if epochs % self.every:
             return
         memory = supernet.memory
-        value = supernet.curvature(derived_seed(run_seed(), epochs), self.batches)
+        value = supernet.curvature(derived_seed(run_seed(), _STOP, epochs), self.batches)
         supernet.log("curvature/stop", value)
         rows = {cell: weights.tolist() for cell, weights in supernet.mixing(supernet.choices).items()}
         memory.setdefault(_EPOCHS, []).append(epochs)

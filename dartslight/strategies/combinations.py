@@ -20,7 +20,7 @@ def check_combination(
         relaxation: How architecture parameters become mixing weights.
         gradient: How the validation loss moves them.
         smoothing: How the mixing weights of a weight step are disturbed, if at all.
-        drop_path: Probability with which a picture loses the output of an operation.
+        drop_path: Largest probability with which something is left out at random.
         checkpoint_cells: Whether cells are computed again for their derivative.
         compile: A mode of torch's compiler, or None.
 
@@ -49,5 +49,9 @@ def check_combination(
             "checkpoint_cells; use FirstOrder or Fixed without checkpoint_cells, or no compile."
         )
     if compile is not None and (relaxation.samples_one or drop_path):
-        what = f"the operations that {relaxes} draws" if relaxation.samples_one else "the outputs that drop_path drops"
+        what = (
+            f"the operations that {relaxes} draws"
+            if relaxation.samples_one
+            else "what drop_path or skip_dropout leaves out"
+        )
         raise InputError(f"compile is {compile!r}, but {what} are others in every step; use no compile.")
