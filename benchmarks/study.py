@@ -8,8 +8,10 @@
 One run is one seed of one strategy: a search of ten epochs on 5,000 + 5,000 pictures of 16x16 (a supernet of three
 cells and eight channels), then each selection on that supernet. The seed changes the pictures, their order and the
 weights together. A finished run is never repeated, so the same command goes on where it was stopped. Each run writes
-its rows into OUT/rows/, and OUT/table.csv holds those of all. The settings of each strategy are those of its paper with
-the learning rate of the architecture parameters ten times as large, since the search is so much shorter.
+its rows into OUT/rows/, and OUT/table.csv holds those of all. What a strategy is takes the
+settings of its paper, with the learning rate of the architecture parameters ten times as large, since the search is so
+much shorter; the weights' learning rate, the batch and the first order are the same for all. So R-DARTS has neither
+second order nor cutout here, and FairDARTS no threshold, which a space that keeps all edges does not know.
 """
 
 import argparse
