@@ -21,7 +21,7 @@ import textbook  # the independent re-statement that the tests compare with
 
 from dartslight.nets import Supernet
 from dartslight.spaces import Choices, find_space
-from dartslight.strategies import Architecture, Softmax, detached
+from dartslight.strategies import Architecture, Softmax
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -133,7 +133,8 @@ class Problem:
             alpha.grad = gradient
         self.alpha_optimizer.step()
         self.weight_optimizer.zero_grad()
-        mixing = detached(self.architecture(self.choices))
+        with torch.no_grad():
+            mixing = self.architecture(self.choices)
         F.cross_entropy(self.net(self.train[0], mixing, self.choices), self.train[1]).backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
         self.weight_optimizer.step()

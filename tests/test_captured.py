@@ -5,7 +5,6 @@ captures graphs and runs them as they are.
 """
 
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +79,7 @@ def test_a_search_step_waits_for_nothing(gradient: str, tmp_path: Path, monkeypa
     assert seen == []
 
 
-@pytest.fixture
-def _captures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A compiler that captures graphs and runs them as they are, since building machine code takes minutes."""
-    torch._dynamo.reset()
-    compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, mode, dynamic: compiler(f, backend="aot_eager", dynamic=dynamic))
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.mark.usefixtures("_captures")
+@pytest.mark.usefixtures("captures")
 @pytest.mark.parametrize("name", ["nasbench201", pytest.param("darts", marks=pytest.mark.slow)])
 def test_one_graph_serves_all_masks_and_decisions(name: str) -> None:
     torch.manual_seed(0)

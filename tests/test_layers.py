@@ -2,7 +2,6 @@
 
 import platform
 import resource
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,13 +13,7 @@ from dartslight.nets.depthwise import DepthwiseConv
 from dartslight.nets.operations import OPERATIONS, Setting, Source
 from dartslight.nets.weighted_sum import BatchNorm, Normalised, Scaled, is_rows, value, weighted_sum
 
-
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def pictures(*shape: int) -> Tensor:

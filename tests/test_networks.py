@@ -26,6 +26,8 @@ SPACE_NAMES = ("nasbench201", "darts", "darts8", "s1", "s2", "s3", "s4")
 DATA = os.environ.get("DARTSLIGHT_DATA")
 needs_data = pytest.mark.skipif(DATA is None, reason="DARTSLIGHT_DATA is not set")
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 
 def count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
@@ -128,14 +130,6 @@ def masked(mixing: dict[str, Tensor], choices: Choices) -> dict[str, Tensor]:
             rows.append(row if len(columns) == len(row) else one_hot)
         result[cell] = torch.stack(rows)
     return result
-
-
-@pytest.fixture(autouse=True)
-def _float64() -> object:
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

@@ -44,12 +44,7 @@ from dartslight.strategies import (
 DECIDED = {"nothing": 0.0, "half": 0.5, "all": 1.0}
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def all_open(alphas: Tensor) -> Tensor:
@@ -383,17 +378,8 @@ def test_checkpointed_cells_give_the_same_numbers_with_all_terms(name: str) -> N
         assert (a is None and b is None) or torch.equal(a, b)
 
 
-@pytest.fixture
-def _captures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    torch._dynamo.reset()
-    compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, mode, dynamic: compiler(f, backend="aot_eager", dynamic=dynamic))
-    yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("_captures")
+@pytest.mark.usefixtures("captures")
 @pytest.mark.parametrize("name", ["nasbench201", "s2"])
 def test_one_graph_serves_partial_channels_and_edge_terms(name: str) -> None:
     space = SPACES[name]

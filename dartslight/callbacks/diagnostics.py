@@ -16,6 +16,7 @@ from dartslight.modules import SearchModule
 from dartslight.seeding import derived_seed, run_seed
 from dartslight.selection import Evaluation, Variant
 from dartslight.selection.statistics import count_skips, row_entropy, skip_gap, spread_of_sets
+from dartslight.selection.strongest import mixing_weights
 
 _CURVATURE, _NOISE = 51, 52  # what a derived seed is for
 
@@ -45,8 +46,7 @@ class ArchitectureStatistics(SearchWatch):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the statistics of the mixing weights after this epoch."""
         live = live_supernet(trainer, pl_module, "statistics")
-        mixing = live.mixing(live.choices)
-        weights = {cell: rows.detach().double().cpu().numpy() for cell, rows in mixing.items()}
+        weights = mixing_weights(live.space, live.mixing(live.choices))
         values = {"architecture/entropy": row_entropy(live.choices, weights)}
         gap = skip_gap(live.space, live.choices, weights)
         if gap is not None:
@@ -131,16 +131,19 @@ class NoiseFloor(SearchWatch):
         log(pl_module, values)
 
 
-def live_supernet(trainer: Trainer, pl_module: LightningModule, title: str) -> LiveSupernet:
-    """Returns the supernet at the end of the present epoch, for one look at it.
+def live_supernet(trainer: Trainer, pl_module: LightningModule, title: str, epochs: int | None = None) -> LiveSupernet:
+    """Returns the supernet for one look at it.
 
     Args:
         trainer: The trainer.
         pl_module: The search.
         title: What a progress bar says first.
+        epochs: Number of finished epochs; None for the end of the present one.
     """
     assert isinstance(pl_module, SearchModule)
-    return LiveSupernet(trainer, pl_module, title, ScoresFile(None), {}, trainer.current_epoch + 1)
+    return LiveSupernet(
+        trainer, pl_module, title, ScoresFile(None), {}, trainer.current_epoch + 1 if epochs is None else epochs
+    )
 
 
 def log(pl_module: LightningModule, values: dict[str, float]) -> None:

@@ -11,9 +11,8 @@ from typing import Any, Literal, cast
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 
-from dartslight.callbacks.diagnostics import SearchWatch, log
+from dartslight.callbacks.diagnostics import SearchWatch, live_supernet, log
 from dartslight.callbacks.live_supernet import LiveSupernet, undisturbed
-from dartslight.callbacks.scores_file import ScoresFile
 from dartslight.callbacks.trial import fine_tune, trial
 from dartslight.errors import check_least
 from dartslight.modules import SearchModule
@@ -52,7 +51,7 @@ class EndOfSearch(SearchWatch, ABC):
         assert isinstance(pl_module, SearchModule)
         if epochs == pl_module.search_epochs and not self._is_done:
             title = type(self).__name__
-            live = LiveSupernet(trainer, pl_module, title, ScoresFile(None), {}, epochs)
+            live = live_supernet(trainer, pl_module, title, epochs)
             with undisturbed(trainer.strategy.root_device):
                 values, sentence = self.study(live)
             log(pl_module, values)
@@ -170,6 +169,7 @@ class StrengthStudy(EndOfSearch):
         evaluation = Evaluation(False, self.eval_batches, "batch_frozen", seed)
 
         def tuned_accuracy(choices: Choices) -> float:
+            """Returns the accuracy of the supernet after it was fine-tuned with some choices."""
             mixing = live.mixing(choices)
             with trial(live.module):
                 fine_tune(

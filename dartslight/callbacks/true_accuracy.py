@@ -6,7 +6,7 @@ from dartslight.benchmarks import Table
 from dartslight.errors import InputError
 from dartslight.genotype import Genotype
 from dartslight.modules import SearchModule
-from dartslight.selection.strongest import keep_strongest
+from dartslight.selection.strongest import keep_strongest, mixing_weights
 
 
 class TrueAccuracy(Callback):
@@ -43,8 +43,7 @@ class TrueAccuracy(Callback):
 
 def leading(module: SearchModule) -> Genotype:
     """Returns the architecture with the largest mixing weights, decided edges as they are."""
-    mixing = module.mixing(module.choices)
-    strengths = {cell: weights.detach().double().cpu().numpy() for cell, weights in mixing.items()}
+    strengths = mixing_weights(module.space, module.mixing(module.choices))
     return Genotype.from_choices(
         module.space, keep_strongest(module.space, module.choices, strengths, "weight").choices
     )

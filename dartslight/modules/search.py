@@ -335,8 +335,8 @@ class SearchModule(LightningModule):
 
             def loss(at_weights: Sequence[Tensor] | None) -> Tensor:
                 # Passes that are compared leave nothing out, since each would leave out something else.
-                alike = self.gradient.moves_weights or self._drop is NO_DROP
-                drop = NO_DROP if alike else replace(self._drop, edge=0.0)
+                drop = NO_DROP if self.gradient.moves_weights else self._drop
+                drop = drop if drop is NO_DROP else replace(drop, edge=0.0)
                 inputs = (part.images, *self.architecture.sample(self.choices, self.progress), drop)
                 penalty = self.architecture.penalty(self.choices) if penalised else None
                 value = F.cross_entropy(logits(at_weights, inputs), part.labels)

@@ -72,7 +72,7 @@ class CellNetwork(nn.Module):
         self.preprocess = nn.ModuleList(preprocess)
         self.ops = nn.ModuleDict()
         self._keys: list[dict[int, str]] = []
-        width = max(len(edge.ops) for edge in cell.edges)
+        width = cell.num_ops
         for edge in cell.edges:
             stride = setting.stride if edge.source < cell.num_inputs else 1
             place = replace(setting, channels=self.part, stride=stride)
@@ -188,10 +188,10 @@ class CellNetwork(nn.Module):
         """Returns what is left of an operation's output after what is left out at random."""
         if term is None or drop is NO_DROP or not self.training:
             return term
-        is_skip = column not in self._terms and isinstance(self.operation(edge, column), Identity)
-        if drop.skip and is_skip:
+        op = self.operation(edge, column)
+        if drop.skip and isinstance(op, Identity) and column not in self._terms:
             return F.dropout(value(term), drop.skip)
-        return drop_path(term, drop.path) if drop.path and self.operation(edge, column).droppable else term
+        return drop_path(term, drop.path) if drop.path and op.droppable else term
 
     def _without_edges(
         self, places: Sequence[tuple[int, int]], terms: Sequence[Term], probability: float

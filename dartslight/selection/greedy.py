@@ -38,6 +38,7 @@ import numpy as np
 from dartslight.errors import InputError, check_least
 from dartslight.selection.perturbation import Perturbation
 from dartslight.selection.rule import Decision, Outcome, Rule, Schedule, SearchPlan, Supernet
+from dartslight.selection.statistics import entropy
 from dartslight.selection.strongest import candidate, mixing_weights, strongest_operation
 from dartslight.spaces import Cell, Choices, Edge, SearchSpace
 
@@ -169,17 +170,12 @@ def edge_scores(cell: Cell, weights: np.ndarray, earlier: Sequence[Shares] | Non
     """
     now = [np.array(share) for share in shares(cell, weights)]
     importance = np.array([row[_columns(edge)].sum() for edge, row in zip(cell.edges, weights, strict=True)])
-    certainty = np.array([1 - _entropy(share) / math.log(len(share)) if len(share) > 1 else 1.0 for share in now])
+    certainty = np.array([1 - entropy(share) / math.log(len(share)) if len(share) > 1 else 1.0 for share in now])
     scores: np.ndarray = _scaled(importance) * _scaled(certainty)
     if earlier:
         common = [[np.minimum(share, then[e]).sum() for e, share in enumerate(now)] for then in earlier]
         scores = scores * _scaled(np.mean(common, axis=0))
     return scores
-
-
-def _entropy(share: np.ndarray) -> float:
-    positive = share[share > 0]
-    return float(-(positive * np.log(positive)).sum())
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
@@ -198,7 +194,8 @@ def _columns(edge: Edge) -> list[int]:
 
 def _weights(supernet: Supernet, cell: Cell) -> np.ndarray:
     """The mixing weights of a cell type, (edges, ops), those of decided edges as they were when they were decided."""
-    weights = mixing_weights(supernet, Choices.everything(supernet.space))[cell.name]
+    everything = Choices.everything(supernet.space)
+    weights = mixing_weights(supernet.space, supernet.mixing(everything))[cell.name]
     for e, row in _memory(supernet, "decided", cell.name).items():
         weights[e] = row
     return weights

@@ -215,10 +215,8 @@ class Perturbation(Rule):
         return self._question(supernet, choices, key[0], rng).keep_operation(key[1], columns)
 
     def _question(self, supernet: Supernet, choices: Choices, cell: str, rng: np.random.Generator) -> "_Question":
-        criterion = self.settings.criterion
-        if criterion == "weight":
-            return _Weighing(self, supernet, choices, cell, rng)
-        return _Removing(self, supernet, choices, cell, rng, criterion)
+        kind = _Weighing if self.settings.criterion == "weight" else _Removing
+        return kind(self, supernet, choices, cell, rng)
 
 
 def _questions(space: SearchSpace, interleave: str) -> list[list[tuple[str, str]]]:
@@ -291,7 +289,7 @@ class _Weighing(_Question):
 
     def keep_operation(self, e: int, columns: Sequence[int]) -> tuple[Choices, Decision]:
         """Keeps the operation with the largest weight; the first of several equal ones."""
-        values = mixing_weights(self.supernet, self.choices)[self.cell.name]
+        values = mixing_weights(self.space, self.supernet.mixing(self.choices))[self.cell.name]
         allowed = choosable(self.space, self.cell, e, columns)
         op, decision = strongest_operation(self.cell, e, allowed, values, "weight")
         self._kept_weights[e] = float(values[e, op])
@@ -315,30 +313,18 @@ class _Weighing(_Question):
 
 
 class _Removing(_Question):
-    """A decision by what the supernet misses.
+    """A decision by what the supernet misses."""
 
-    Args:
-        rule: The settings.
-        supernet: The supernet.
-        choices: What is open at this moment.
-        cell: The cell type.
-        rng: Draws the edge or node and seeds the measurements.
-        criterion: What is measured.
-    """
+    @property
+    def criterion(self) -> Criterion:
+        """What is measured."""
+        assert self.settings.criterion != "weight"
+        return self.settings.criterion
 
-    def __init__(
-        self,
-        rule: Perturbation,
-        supernet: Supernet,
-        choices: Choices,
-        cell: str,
-        rng: np.random.Generator,
-        criterion: Criterion,
-    ) -> None:
-        super().__init__(rule, supernet, choices, cell, rng)
-        self.criterion = criterion
-        # A larger value of this means that more was lost.
-        self.sign = 1.0 if criterion == "loss" else -1.0
+    @property
+    def sign(self) -> float:
+        """What makes a larger value of the criterion mean that more was lost."""
+        return 1.0 if self.criterion == "loss" else -1.0
 
     def keep_operation(self, e: int, columns: Sequence[int]) -> tuple[Choices, Decision]:
         """Keeps the operation that is missed most; the first of several equal ones."""

@@ -61,7 +61,7 @@ class Staged(Rule):
                 f"keep is {self.keep}, which closes operations during the search, but this search is over; begin a "
                 "search with fit, or give [] to decide all at once."
             )
-        most = max(len(edge.ops) for cell in plan.space.cells for edge in cell.edges)
+        most = max(cell.num_ops for cell in plan.space.cells)
         if self.keep and self.keep[0] >= most:
             raise InputError(
                 f"keep is {self.keep}, but an edge of the space {plan.space.name!r} has {most} operations at most, so "
@@ -83,7 +83,7 @@ class Staged(Rule):
 
     def decide(self, supernet: Supernet, point: int, seed: int) -> Outcome:
         """Closes operations of all edges at the end of a stage, and decides them at the end of the search."""
-        weights = mixing_weights(supernet, supernet.choices)
+        weights = mixing_weights(supernet.space, supernet.mixing(supernet.choices))
         if point == len(self.keep):
             return keep_few_skips(supernet.space, supernet.choices, weights, self.max_skips)
         choices, decisions = supernet.choices, []

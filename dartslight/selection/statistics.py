@@ -50,12 +50,17 @@ def row_entropy(choices: Choices, weights: Strengths) -> float:
     for cell, edges in choices.open:
         for columns, row in zip(edges, weights[cell], strict=True):
             if len(columns) > 1:
-                shares = row[list(columns)] / row[list(columns)].sum()
-                logs = np.log(np.where(shares > 0, shares, 1))
-                entropies.append(-(shares * logs).sum() / math.log(len(columns)))
+                open_ops = row[list(columns)]
+                entropies.append(entropy(open_ops / open_ops.sum()) / math.log(len(columns)))
             elif columns:
                 entropies.append(0.0)
     return float(np.mean(entropies))
+
+
+def entropy(shares: np.ndarray) -> float:
+    """Returns the entropy of shares that sum to 1, in units of e."""
+    positive = shares[shares > 0]
+    return float(-(positive * np.log(positive)).sum())
 
 
 def count_skips(genotype: Genotype) -> dict[str, int]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dartslight.errors import InputError, check_least
+from dartslight.nets import Mixing
 from dartslight.selection.rule import Candidate, Decision, Outcome, Rule, Schedule, SearchPlan, Supernet
 from dartslight.spaces import Cell, Choices, SearchSpace
 
@@ -43,7 +44,7 @@ class Magnitude(Rule):
 
     def decide(self, supernet: Supernet, point: int, seed: int) -> Outcome:
         """Decides every edge by the present mixing weights."""
-        strengths = mixing_weights(supernet, supernet.choices)
+        strengths = mixing_weights(supernet.space, supernet.mixing(supernet.choices))
         return keep_strongest(supernet.space, supernet.choices, strengths, "weight", self.threshold)
 
 
@@ -61,20 +62,18 @@ class Random(Rule):
     def decide(self, supernet: Supernet, point: int, seed: int) -> Outcome:
         """Decides every edge by random numbers."""
         rng = np.random.default_rng([seed if self.seed is None else self.seed, point])
-        shapes = {
-            cell.name: (len(cell.edges), max(len(edge.ops) for edge in cell.edges)) for cell in supernet.space.cells
-        }
-        strengths = {cell: rng.random(shape) for cell, shape in shapes.items()}
+        strengths = {cell.name: rng.random((len(cell.edges), cell.num_ops)) for cell in supernet.space.cells}
         return keep_strongest(supernet.space, supernet.choices, strengths, "random")
 
 
-def mixing_weights(supernet: Supernet, choices: Choices) -> dict[str, np.ndarray]:
-    """Returns the mixing weights of the operations of each cell type, (edges, ops), without those of edge terms."""
-    weights = {}
-    for cell in supernet.space.cells:
-        mixing = supernet.mixing(choices)[cell.name]
-        weights[cell.name] = mixing.detach().double().cpu().numpy()[:, : max(len(edge.ops) for edge in cell.edges)]
-    return weights
+def mixing_weights(space: SearchSpace, mixing: Mixing) -> dict[str, np.ndarray]:
+    """Returns the mixing weights of the operations of each cell type, (edges, ops), without those of edge terms.
+
+    Args:
+        space: The search space.
+        mixing: The mixing weights.
+    """
+    return {cell.name: mixing[cell.name].detach().double().cpu().numpy()[:, : cell.num_ops] for cell in space.cells}
 
 
 def keep_strongest(

@@ -52,6 +52,11 @@ class Cell:
         """The numbers of the cell's own nodes."""
         return range(self.num_inputs, self.num_inputs + self.num_nodes)
 
+    @property
+    def num_ops(self) -> int:
+        """The largest number of candidate operations of an edge: the columns of the architecture parameters."""
+        return max(len(edge.ops) for edge in self.edges)
+
     def edges_into(self, node: int) -> tuple[int, ...]:
         """Returns the indices of the edges that are summed into a node, lowest source first."""
         return tuple(e for e, edge in enumerate(self.edges) if edge.node == node)

@@ -1,6 +1,6 @@
 """Search strategies: a relaxation turns architecture parameters into mixing weights, a gradient teaches them."""
 
-from dartslight.strategies.architecture import Architecture, AuxiliarySkip, Sample, detached
+from dartslight.strategies.architecture import Architecture, AuxiliarySkip, Sample
 from dartslight.strategies.combinations import check_combination
 from dartslight.strategies.curvature import hessian_product, largest_eigenvalue
 from dartslight.strategies.gradients import ArchitectureGradient, Bilevel, FiniteDifference, FirstOrder, Fixed, Unrolled
@@ -27,7 +27,6 @@ __all__ = [
     "Softmax",
     "Unrolled",
     "check_combination",
-    "detached",
     "hessian_product",
     "largest_eigenvalue",
 ]

@@ -1,7 +1,7 @@
 """The architecture parameters, in a small module of their own, apart from all operation weights."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -61,7 +61,7 @@ class Architecture(nn.Module):
             )
         self.relaxation, self.auxiliary_skip, self.terms = relaxation, auxiliary_skip, tuple(terms)
         self.init_std = init_std
-        shapes = {cell.name: (len(cell.edges), max(len(edge.ops) for edge in cell.edges)) for cell in space.cells}
+        shapes = {cell.name: (len(cell.edges), cell.num_ops) for cell in space.cells}
         self.alphas = nn.ParameterDict({name: init_std * torch.randn(shape) for name, shape in shapes.items()})
         self.betas = nn.ParameterDict()
         if edge_normalisation:
@@ -119,6 +119,8 @@ class Architecture(nn.Module):
         Args:
             choices: The operations that are still open.
         """
+        if type(self.relaxation).penalty is Relaxation.penalty:  # which adds nothing
+            return None
         width = max(alpha.shape[1] for alpha in self.alphas.values())
         alphas, masks = [], []
         for cell, alpha in self.alphas.items():
@@ -183,8 +185,3 @@ def _shares(betas: Tensor, meet: Tensor, present: Tensor) -> Tensor:
     # An edge that is gone stays in its own row, which would be empty without it.
     rivals = meet & (present | torch.eye(len(betas), dtype=torch.bool, device=betas.device))
     return torch.softmax(torch.where(rivals, betas, -torch.inf), dim=-1).diagonal() * present
-
-
-def detached(mixing: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the mixing weights as constants, for a step that must not reach the architecture parameters."""
-    return {cell: weights.detach() for cell, weights in mixing.items()}
