@@ -21,6 +21,7 @@ import io
 import itertools
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -81,6 +82,21 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "R-DARTS (L2)": {"weight_decay": 27e-4},
     "DrNAS": {"relaxation": _of(_STRATEGIES, "Dirichlet")},
     "GDAS": {"relaxation": _of(_STRATEGIES, "Gumbel"), "nesterov": True, "weight_decay": 5e-4},
+    "P-DARTS": {
+        "stages": [{"num_cells": 3, "skip_dropout": 0.1}, {"num_cells": 6, "skip_dropout": 0.4}],
+        "min_learning_rate": 0.0,
+        "alpha_learning_rate": 6e-3,
+        "alpha_clip_norm": 5.0,
+        "alpha_warmup_epochs": 2,
+    },
+    "DrNAS, progressive": {
+        "relaxation": _of(_STRATEGIES, "Dirichlet"),
+        "stages": [
+            {"num_cells": 3, "partial_channels": 4},
+            {"num_cells": 3, "partial_channels": 2, "start": "widened"},
+        ],
+        "alpha_warmup_epochs": 1,
+    },
 }
 """What each strategy changes in the search."""
 
@@ -104,10 +120,12 @@ ON_THE_WAY: dict[str, dict[str, Any]] = {
         perturbation=_of(_RULES, "Perturbation", preset="official", **_SHORT),
     ),
     "DARTS-ES": _of(_RULES, "CurvatureStop", every=1, window=3, lag=2, min_epoch=2),
+    "P-DARTS": _of(_RULES, "Staged", keep=[3], max_skips=None),
+    "DrNAS, progressive": _of(_RULES, "Staged", keep=[3], max_skips=None),
 }
 """What decides during the search, each in a search of its own."""
 
-RUNS = [(name, seed) for name in (*STRATEGIES, *ON_THE_WAY) for seed in SEEDS]
+RUNS = [(name, seed) for name in dict.fromkeys((*STRATEGIES, *ON_THE_WAY)) for seed in SEEDS]
 COLUMNS = ("strategy", "selection", "seed", "arch", "cifar10", "cifar100", "seconds")
 
 
@@ -117,12 +135,14 @@ COLUMNS = ("strategy", "selection", "seed", "arch", "cifar10", "cifar100", "seco
 def run(index: int, given: argparse.Namespace) -> None:
     """Takes one run, unless it is finished, and writes its rows."""
     strategy, seed = RUNS[index]
-    rows = Path(given.out) / "rows" / f"{index:03d}.json"
+    # By name, so that a new strategy in the list leaves the finished runs as they are.
+    name = re.sub("[^A-Za-z0-9+-]+", "_", f"{strategy} seed {seed}")
+    rows = Path(given.out) / "rows" / f"{name}.json"
     if rows.exists():
         return
     from dartslight.benchmarks import Table
 
-    table, folder = Table.read(given.table), Path(given.out) / f"{index:03d}"
+    table, folder = Table.read(given.table), Path(given.out) / name
     found = []
     for selection, arch, seconds in architectures(strategy, seed, folder, given.data):
         entries = table.look_up(arch)
@@ -180,6 +200,10 @@ def decide(command: str, config: dict[str, Any], folder: Path, *words: str) -> t
 def collect(out: Path) -> list[dict[str, Any]]:
     """Writes the table of all rows so far, and returns them."""
     found = [row for file in sorted((out / "rows").glob("*.json")) for row in json.loads(file.read_text())]
+    names = list(dict.fromkeys(name for name, _ in RUNS))
+    found.sort(key=lambda row: (names.index(row["strategy"]), row["seed"]))
+    if not found:
+        return []
     part = out / f"table.csv.{os.getpid()}"
     with part.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -258,10 +282,14 @@ def main() -> None:
     given = parser.parse_args()
     if given.list:
         print("\n".join(f"{i}: {strategy}, seed {seed}" for i, (strategy, seed) in enumerate(RUNS)))
+    elif not given.table or not Path(given.table).is_file():
+        parser.error(f"--table must be NAS-Bench-201's accuracies as a CSV file, but it is {given.table}")
+    elif given.report and not (rows := collect(Path(given.out))):
+        parser.error(f"no run of --out {given.out} is finished; start the runs with --data, or give another folder")
     elif given.report:
-        print(report(collect(Path(given.out)), given.table))
-    elif not given.data or not given.table:
-        parser.error("a run needs --data and --table")
+        print(report(rows, given.table))
+    elif not given.data:
+        parser.error("a run needs --data; --list and --report do not")
     elif given.index is not None and not 0 <= given.index < len(RUNS):
         parser.error(f"--index is {given.index}, but there are the runs 0 to {len(RUNS) - 1}")
     elif given.index is not None:
