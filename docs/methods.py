@@ -10,7 +10,7 @@ from typing import Any
 
 from dartslight.errors import InputError
 from dartslight.modules import SearchModule
-from dartslight.modules.stages import Stage
+from dartslight.modules.timetable import Stage
 from dartslight.selection import (
     CurvatureStop,
     Magnitude,

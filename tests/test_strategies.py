@@ -284,7 +284,10 @@ def test_the_weight_of_the_auxiliary_skip_falls_from_1_to_0(schedule: str) -> No
         module._trainer.current_epoch = epoch
         share = min(1.0, epoch / 10)
         expected = 1 - share if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * share))
-        for mixing in (module.mixing(module.choices), module._constant_sample(batch_of(2)).mixing):
+        for mixing in (
+            module.mixing(module.choices),
+            module._passes.weight_sample(batch_of(2), module.smoothing).mixing,
+        ):
             assert mixing["cell"].shape == (6, 6)
             torch.testing.assert_close(mixing["cell"][:, 5], torch.full((6,), expected), rtol=0, atol=1e-15)
     assert not module.mixing(module.choices, epochs=10)["cell"][:, 5].any()  # what a rule decides by after the search
@@ -711,7 +714,7 @@ def test_sigmoid_weights_do_not_compete() -> None:
 def test_penalties_reach_the_architecture_step_alone(relaxation: Relaxation) -> None:
     module = search("nasbench201", relaxation=relaxation, alpha_init_std=0.5)
     batch = {"train": batch_of(6), "val": batch_of(6, seed=1)}
-    problem = module._problem(batch, optimizer_of(module))
+    problem = problem_of(module, batch)
     torch.manual_seed(4)
     penalised = problem.val_loss(None)
     torch.manual_seed(4)
@@ -723,7 +726,7 @@ def test_penalties_reach_the_architecture_step_alone(relaxation: Relaxation) -> 
     torch.manual_seed(4)
     train = problem.train_loss(None)
     torch.manual_seed(4)
-    mixing, computed = module._constant_sample(batch["train"])
+    mixing, computed = module._passes.weight_sample(batch["train"], module.smoothing)
     logits = module.supernet(batch["train"].images, mixing, computed)
     assert_same(train, nn.functional.cross_entropy(logits, batch["train"].labels))
 
@@ -743,9 +746,9 @@ def search(space: str, epochs: int = 10, epoch: int = 4, **settings: Any) -> Sea
     return module
 
 
-def optimizer_of(module: SearchModule) -> Any:
-    optimizer = module.configure_optimizers()[0]
-    return SimpleNamespace(optimizer=optimizer, param_groups=optimizer.param_groups)
+def problem_of(module: SearchModule, batch: dict[str, Batch]) -> Bilevel:
+    (weights, _) = module.configure_optimizers()
+    return module._passes.problem(batch, module.gradient, weights, list, 1.0)
 
 
 def batch_of(count: int, seed: int = 0) -> Batch:
@@ -898,7 +901,7 @@ def test_an_attack_leaves_the_supernet_as_it_was(track: bool) -> None:
 
     module.supernet.forward = watched
     torch.manual_seed(2)
-    sample = module._constant_sample(batch)
+    sample = module._passes.weight_sample(batch, module.smoothing)
     assert modes == [(False, False)] * 9
     assert all(m.training for m in module.supernet.modules())
     assert all(p.requires_grad and p.grad is None for p in module.supernet.parameters())
@@ -923,11 +926,11 @@ def test_the_architecture_step_sees_weights_as_they_are(smoothing: Any) -> None:
     seen: list[Any] = []
     forward = module.supernet.forward
     module.supernet.forward = lambda images, mixing, *rest: (seen.append(mixing), forward(images, mixing, *rest))[1]
-    module.gradient(module._problem(batch, optimizer_of(module)))
+    module.gradient(problem_of(module, batch))
     clean = module.mixing(module.choices)
     assert len(seen) == 1
     assert all(torch.equal(seen[0][cell], clean[cell]) for cell in clean)
-    sample = module._constant_sample(batch["train"])
+    sample = module._passes.weight_sample(batch["train"], module.smoothing)
     for cell, m in sample.mixing.items():
         assert not torch.equal(m, clean[cell])
         # What edges weigh is not disturbed: neither the sums of their operations nor the channels that pass by.

@@ -46,7 +46,7 @@ def fine_tune(
     epochs: int,
     batches: int | None,
 ) -> None:
-    """Takes weight steps like those of a search, in full precision and from an optimizer without momentum yet.
+    """Takes weight steps at fixed mixing weights: full precision, nothing dropped, an optimizer without momentum yet.
 
     Args:
         trainer: The trainer.

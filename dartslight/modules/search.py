@@ -12,9 +12,7 @@ shuffle.
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -24,7 +22,6 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import SGD, Adam, Optimizer
 
 from dartslight.data import Batch
@@ -32,8 +29,9 @@ from dartslight.errors import InputError, check_least
 from dartslight.modules.checkpoint import HEADER, check_header
 from dartslight.modules.devices import average, share_statistics
 from dartslight.modules.finite import FiniteWatch
-from dartslight.modules.stages import Stage, Stages, check_stages
-from dartslight.nets import NO_DROP, Drop, EdgeTerm, Mixing, Supernet, open_mask, widen
+from dartslight.modules.passes import Passes
+from dartslight.modules.timetable import Stage, Timetable, check_stages
+from dartslight.nets import NO_DROP, Drop, EdgeTerm, Mixing, Supernet, widen
 from dartslight.seeding import derived_seed, run_seed
 from dartslight.selection import SearchPlan, Tuning
 from dartslight.spaces import Choices, find_space
@@ -41,11 +39,8 @@ from dartslight.strategies import (
     Architecture,
     ArchitectureGradient,
     AuxiliarySkip,
-    Bilevel,
     FirstOrder,
     Relaxation,
-    Rows,
-    Sample,
     Smoothing,
     Softmax,
     check_combination,
@@ -76,6 +71,8 @@ class SearchModule(LightningModule):
             the search (DARTS-): ``linear`` or ``cosine``; null for no such skip connection.
         stages: The stages of a search whose supernet grows (P-DARTS, DrNAS); they take the place of num_cells and
             partial_channels; null for one stage.
+        normalise_pools: Whether a batch normalisation follows every pooling of the DARTS spaces (DrNAS: no);
+            NAS-Bench-201 has none.
         drop_path: Probability, at the end of the search, with which a picture loses the whole output of an edge in a
             weight step (R-DARTS); it grows linearly from 0. The published code drops in the architecture step as well,
             where it would drown the differences of the second order.
@@ -113,6 +110,7 @@ class SearchModule(LightningModule):
         edge_normalisation: bool = False,
         auxiliary_skip: AuxiliarySkip | None = None,
         stages: list[Stage] | None = None,
+        normalise_pools: bool = True,
         drop_path: float = 0.0,
         learning_rate: float = 0.025,
         min_learning_rate: float = 0.001,
@@ -155,6 +153,7 @@ class SearchModule(LightningModule):
         self.automatic_optimization = False
         self.space = find_space(space)
         self.init_channels, self.track_statistics = init_channels, track_statistics
+        self.normalise_pools = normalise_pools
         self.stages = [Stage(num_cells, partial_channels)] if stages is None else stages
         check_stages(self.stages)
         self.relaxation, self.gradient = relaxation or Softmax(), gradient or FirstOrder()
@@ -180,14 +179,18 @@ class SearchModule(LightningModule):
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
         """Takes one architecture step on the validation batch, then one weight step on the training batch."""
         optimizers = self._start_step(batch_idx)
+        passes = self._passes
         if self._learns_architecture:
-            with self._passes():
-                gradients = self.gradient(self._problem(batch, optimizers.weights))
+            problem = passes.problem(
+                batch, self.gradient, optimizers.weights.optimizer, self._average, self._loss_scale
+            )
+            with passes.prepared(self.gradient):
+                gradients = self.gradient(problem)
             self._assign_alpha_gradients(gradients)
             optimizers.alphas.step()
         optimizers.weights.zero_grad()
-        mixing, computed = self._constant_sample(batch["train"])
-        logits = self.supernet(batch["train"].images, mixing, computed, self._drop)
+        mixing, computed = passes.weight_sample(batch["train"], self.smoothing)
+        logits = self.supernet(batch["train"].images, mixing, computed, passes.drop)
         loss = F.cross_entropy(logits, batch["train"].labels)
         self.manual_backward(loss)
         optimizers.weights.step()
@@ -208,16 +211,14 @@ class SearchModule(LightningModule):
 
     @property
     def _learns_architecture(self) -> bool:
-        if self.is_tuning and not self.tuning.train_alphas:
-            return False
-        is_warm = self.is_tuning or self.plan.place(self.current_epoch) >= self.alpha_warmup_epochs
-        return self.gradient.learns and is_warm
+        is_time = self.tuning.train_alphas if self.is_tuning else self.timetable.teaches(self.current_epoch)
+        return self.gradient.learns and is_time
 
     @functools.cached_property
-    def plan(self) -> Stages:
-        """The stages in the epochs of this search."""
+    def timetable(self) -> Timetable:
+        """What is when in this search."""
         assert self.search_epochs is not None
-        return Stages(self.stages, self.search_epochs)
+        return Timetable(self.stages, self.search_epochs, self.alpha_warmup_epochs)
 
     def search_plan(self, is_over: bool) -> SearchPlan:
         """Returns what a selection rule is told of this search.
@@ -225,8 +226,10 @@ class SearchModule(LightningModule):
         Args:
             is_over: Whether it ended before this run.
         """
-        assert self.search_epochs is not None
-        return SearchPlan(self.space, self.search_epochs, self.plan.ends, self.gradient.learns, is_over)
+        timetable = self.timetable
+        return SearchPlan(
+            self.space, timetable.epochs, timetable.ends, self.gradient.learns, timetable.untaught, is_over
+        )
 
     @property
     def supernet(self) -> Supernet:
@@ -235,16 +238,12 @@ class SearchModule(LightningModule):
             return cast("Supernet", self.supernets[0])
         # What a checkpoint at the end of a stage holds is the supernet of that stage.
         epoch = self.current_epoch if self._measured_after is None else max(0, self._measured_after - 1)
-        return cast("Supernet", self.supernets[self.plan.index(epoch)])
+        return cast("Supernet", self.supernets[self.timetable.stage(epoch)])
 
     @property
     def progress(self) -> float:
         """The share of the search that was over when this epoch began, from 0 to 1."""
-        return self._progress_after(self.current_epoch if self._measured_after is None else self._measured_after)
-
-    def _progress_after(self, epochs: int) -> float:
-        assert self.search_epochs is not None
-        return min(1.0, epochs / self.search_epochs)
+        return self.timetable.progress(self.current_epoch if self._measured_after is None else self._measured_after)
 
     def mixing(self, choices: Choices, epochs: int | None = None) -> Mixing:
         """Returns the mixing weights that the supernet is measured and decided with.
@@ -253,43 +252,29 @@ class SearchModule(LightningModule):
             choices: The operations that are open.
             epochs: Number of finished epochs; None for the start of this epoch.
         """
-        progress = self.progress if epochs is None else self._progress_after(epochs)
+        progress = self.progress if epochs is None else self.timetable.progress(epochs)
         mixing: Mixing = self.architecture(choices, progress)
         return mixing
 
-    @torch.no_grad()
-    def _constant_sample(self, batch: Batch) -> Sample:
-        """What the weight step runs with; the architecture parameters are out of its reach."""
-
-        def disturbed(rows: Rows) -> Rows:
-            assert self.smoothing is not None
-            is_open = {cell: open_mask(self.choices, cell, row) for cell, row in rows.items()}
-            self.supernet.eval()
-            with self.supernet.constant():
-                moved = self.smoothing(rows, is_open, loss, self.progress)
-            self.supernet.train()
-            return moved
-
-        def loss(rows: Rows) -> Tensor:
-            mixing = self.architecture.compose(rows, self.choices, self.progress)
-            return F.cross_entropy(self.supernet(batch.images, mixing, self.choices), batch.labels)
-
-        return self.architecture.sample(self.choices, self.progress, None if self.smoothing is None else disturbed)
+    @property
+    def _passes(self) -> Passes:
+        """The passes of a step of this epoch."""
+        return Passes(self.supernet, self.architecture, self.choices, self.progress, self._drop)
 
     @property
     def _drop(self) -> Drop:
         """What a weight step leaves out at random."""
-        skip = self.plan.skip_dropout(self.current_epoch, self.alpha_warmup_epochs)
+        skip = self.timetable.skip_dropout(self.current_epoch)
         return Drop(edge=self.drop_path * self.progress, skip=skip) if self.drop_path or skip else NO_DROP
 
     def learning_rate_at(self, epoch: int) -> float:
         """Returns the learning rate of the operation weights in an epoch: a cosine in the search, then the tuning's."""
-        assert self.search_epochs is not None
-        if epoch < self.search_epochs:
-            return _cosine(self.learning_rate, self.min_learning_rate, self.plan.place(epoch) / self.plan.length)
+        search_epochs = self.timetable.epochs
+        if epoch < search_epochs:
+            return _cosine(self.learning_rate, self.min_learning_rate, self.timetable.training_progress(epoch))
         if self.tuning.schedule == "constant":
             return self.tuning.learning_rate
-        fraction = (epoch - self.search_epochs) / max(1, self.tuning_epochs)
+        fraction = (epoch - search_epochs) / max(1, self.tuning_epochs)
         return _cosine(self.tuning.learning_rate, min(self.min_learning_rate, self.tuning.learning_rate), fraction)
 
     def _start_step(self, batch_idx: int) -> _Optimizers:
@@ -301,76 +286,25 @@ class SearchModule(LightningModule):
             group["lr"] = self.learning_rate_at(epoch)
         if batch_idx == 0 and epoch == self.search_epochs and not self.tuning.warm_momentum:
             optimizers.weights.optimizer.state.clear()
-        if batch_idx == 0 and 0 < epoch < self.plan.epochs and self.plan.place(epoch) == 0:
-            self._begin_stage(self.plan.index(epoch), optimizers)
+        if batch_idx == 0 and self.timetable.begins_stage(epoch):
+            self._begin_stage(self.timetable.stage(epoch), optimizers)
         # Only the weight step counts as a step of the trainer. https://github.com/Lightning-AI/pytorch-lightning/issues/17958
         optimizers.alphas._on_before_step = optimizers.alphas._on_after_step = _nothing
         return optimizers
 
     def _begin_stage(self, stage: int, optimizers: _Optimizers) -> None:
-        """Lets a stage but the first begin as it says, with optimizers that remember nothing."""
-        seed = derived_seed(run_seed(), _STAGE, stage)
-        optimizers.weights.optimizer.state.clear()
+        """Lets a stage but the first begin as it says: with nothing of the one before, or with all of it."""
+        generator = torch.Generator().manual_seed(derived_seed(run_seed(), _STAGE, stage))
         if self.stages[stage].start == "widened":
-            new, old = self.supernets[stage], self.supernets[stage - 1]
-            widen(new, old, torch.Generator().manual_seed(seed))
+            widen(self.supernets[stage], self.supernets[stage - 1], generator, optimizers.weights.optimizer)
         else:
+            optimizers.weights.optimizer.state.clear()
             optimizers.alphas.optimizer.state.clear()
-            self.architecture.initialise(torch.Generator().manual_seed(seed))
-
-    @contextmanager
-    def _passes(self) -> Iterator[None]:
-        """Prepares the passes of the architecture gradient."""
-        weights = nullcontext() if self.gradient.moves_weights else self.supernet.constant()
-        full = torch.autocast(self.device.type, enabled=False) if self.gradient.full_precision else nullcontext()
-        with weights, full:
-            yield
-
-    def _problem(self, batch: dict[str, Batch], weight_optimizer: LightningOptimizer) -> Bilevel:
-        """States the two-level problem of this step for the architecture gradient."""
-        names, weights = zip(*self.supernet.named_parameters(), strict=True)
-
-        def loss_on(part: Batch, penalised: bool = False) -> Any:
-            """Returns the loss on a batch as a function of the weights."""
-
-            def loss(at_weights: Sequence[Tensor] | None) -> Tensor:
-                # Passes that are compared leave nothing out, since each would leave out something else.
-                drop = NO_DROP if self.gradient.moves_weights else self._drop
-                drop = drop if drop is NO_DROP else replace(drop, edge=0.0)
-                inputs = (part.images, *self.architecture.sample(self.choices, self.progress), drop)
-                penalty = self.architecture.penalty(self.choices) if penalised else None
-                value = F.cross_entropy(logits(at_weights, inputs), part.labels)
-                return value if penalty is None else value + penalty
-
-            def logits(at_weights: Sequence[Tensor] | None, inputs: tuple[Any, ...]) -> Tensor:
-                if at_weights is None:
-                    found: Tensor = self.supernet(*inputs)
-                    return found
-                # Copies of the buffers, so that a virtual step leaves the running statistics alone.
-                state = {name: buffer.clone() for name, buffer in self.supernet.named_buffers()}
-                state.update(zip(names, at_weights, strict=True))
-                return cast("Tensor", functional_call(self.supernet, state, inputs))
-
-            return loss
-
-        states = weight_optimizer.optimizer.state
-        (group,) = weight_optimizer.param_groups
-        return Bilevel(
-            train_loss=loss_on(batch["train"]),
-            val_loss=loss_on(batch["val"], penalised=True),
-            weights=weights,
-            alphas=tuple(self.architecture.parameters()),
-            learning_rate=group["lr"],
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            momentum_buffers=[states[w].get("momentum_buffer") if w in states else None for w in weights],
-            average=functools.partial(average, self.trainer),
-            loss_scale=1.0 if self._scaler is None else self._scaler.scale(torch.ones((), device=self.device)),
-        )
+            self.architecture.initialise(generator)
 
     def _assign_alpha_gradients(self, gradients: Sequence[Tensor]) -> None:
         """Gives the architecture parameters their gradient, averaged over all devices, where the optimizer looks."""
-        means = average(self.trainer, gradients)
+        means = self._average(gradients)
         if self.alpha_clip_norm is not None:
             norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(mean) for mean in means]))
             means = [mean * (self.alpha_clip_norm / (norm + 1e-6)).clamp(max=1.0) for mean in means]
@@ -378,6 +312,13 @@ class SearchModule(LightningModule):
             alpha.grad = mean if self._scaler is None else self._scaler.scale(mean)
             if self._scaler is None:
                 self.finite.note("architecture gradient", self.global_step, mean)
+
+    def _average(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return average(self.trainer, tensors)
+
+    @property
+    def _loss_scale(self) -> Tensor | float:
+        return 1.0 if self._scaler is None else self._scaler.scale(torch.ones((), device=self.device))
 
     @property
     def _scaler(self) -> Any:
@@ -433,6 +374,7 @@ class SearchModule(LightningModule):
                 self.checkpoint_cells,
                 stage.partial_channels,
                 self._terms(),
+                self.normalise_pools,
             )
             for stage in self.stages
         )
@@ -512,6 +454,7 @@ class SearchModule(LightningModule):
             "init_channels": self.init_channels,
             "track_statistics": self.track_statistics,
             "partial_channels": [stage.partial_channels for stage in self.stages],
+            "normalise_pools": self.normalise_pools,
             "auxiliary_skip": self.auxiliary_skip is not None,
             "edge_normalisation": self.edge_normalisation,
             "seed": run_seed(),

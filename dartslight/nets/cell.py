@@ -68,7 +68,8 @@ class CellNetwork(nn.Module):
         super().__init__()
         self.cell = cell
         self.stride = setting.stride
-        self.share, self.part = setting.share, setting.channels // setting.share
+        self.partial_channels = setting.partial_channels
+        self.part = setting.channels // setting.partial_channels
         self.preprocess = nn.ModuleList(preprocess)
         self.ops = nn.ModuleDict()
         self._keys: list[dict[int, str]] = []
@@ -176,7 +177,7 @@ class CellNetwork(nn.Module):
         """Returns the weighted output of one operation on one edge."""
         weight = None if weights is None else weights[edge][column]
         source, op = nodes[self.cell.edges[edge].source], self.operation(edge, column)
-        if self.share > 1:
+        if self.partial_channels > 1:
             first, rest = source.split(self.part)
             source = rest if isinstance(op, Bypass) else first
             if weight is not None and weight.dim() == 1:
@@ -245,7 +246,7 @@ class CellNetwork(nn.Module):
             total = torch.zeros_like(like[:, :, :: self.stride, :: self.stride])
         if offsets:
             total = total + sum(offsets)  # of a few numbers each, so that the pictures are added to only once
-        return Source(total if passed is None else _shuffled(torch.cat([total, passed], dim=1), self.share))
+        return Source(total if passed is None else _shuffled(torch.cat([total, passed], dim=1), self.partial_channels))
 
 
 _TERMS: dict[str, Callable[[Setting], Operation]] = {

@@ -84,7 +84,7 @@ class Network(nn.Module):
         normalise_pools: Whether a batch normalisation follows a pooling inside the cells.
         track: Whether batch normalisations keep running statistics.
         stem: ``cifar`` for small pictures; ``imagenet`` makes an eighth of the size first (``darts`` networks only).
-        share: The operations of an edge see one in so many channels (PC-DARTS).
+        partial_channels: The operations of an edge see one in so many channels (PC-DARTS).
         terms: What every edge carries beside its operations.
     """
 
@@ -100,7 +100,7 @@ class Network(nn.Module):
         normalise_pools: bool,
         track: bool = True,
         stem: Stem = "cifar",
-        share: int = 1,
+        partial_channels: int = 1,
         terms: Sequence[EdgeTerm] = (),
     ) -> None:
         super().__init__()
@@ -110,13 +110,14 @@ class Network(nn.Module):
                 f"init_channels is {init_channels} and there are {num_classes} classes, but both must be at least 2."
             )
         self.layout = layout(macro, num_cells)
-        if share < 1 or init_channels % share or init_channels < 2 * share:
+        if init_channels % partial_channels or init_channels < 2 * partial_channels:
             raise InputError(
-                f"init_channels is {init_channels} and partial_channels {share}, but one in so many channels must be a "
-                f"whole number of at least 2; give a multiple of {max(share, 1)} from {2 * max(share, 1)} on."
+                f"init_channels is {init_channels} and partial_channels {partial_channels}, but one in so many "
+                "channels must be a whole number of at least 2; give a multiple of "
+                f"{partial_channels} from {2 * partial_channels} on."
             )
-        setting = Setting(init_channels, 1, affine, track, normalise_pools, share)
-        self.terms: tuple[EdgeTerm, ...] = ("bypass", *terms) if share > 1 else tuple(terms)
+        setting = Setting(init_channels, 1, affine, track, normalise_pools, partial_channels)
+        self.terms: tuple[EdgeTerm, ...] = ("bypass", *terms) if partial_channels > 1 else tuple(terms)
         self.blocks = nn.ModuleList()
         if macro == "darts":
             self.stem, channels = self._add_chain(cells, setting, stem)

@@ -70,7 +70,7 @@ class Setting:
         affine: Whether its batch normalisations have a learned scale and shift.
         track: Whether its batch normalisations keep running statistics.
         normalise_pools: Whether a batch normalisation follows a pooling.
-        share: The operations of an edge see one in so many channels; the others pass by them (PC-DARTS).
+        partial_channels: The operations of an edge see one in so many channels; the others pass by them (PC-DARTS).
     """
 
     channels: int
@@ -78,7 +78,7 @@ class Setting:
     affine: bool
     track: bool
     normalise_pools: bool
-    share: int = 1
+    partial_channels: int = 1
 
 
 class Operation(nn.Module):

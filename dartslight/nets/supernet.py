@@ -30,8 +30,7 @@ Where edges carry more than operations (`Supernet.terms`), the weights of that f
 class Supernet(Network):
     """All candidate operations of a search space, mixed as the caller says.
 
-    Batch normalisations inside the cells have no scale and shift, and the DARTS network has one behind each pooling, as
-    in the papers' searches.
+    Batch normalisations inside the cells have no scale and shift, as in the papers' searches.
 
     Args:
         space: The search space.
@@ -45,6 +44,7 @@ class Supernet(Network):
         partial_channels: The operations of an edge see one in so many channels, the others pass by them and all are
             shuffled (PC-DARTS, https://arxiv.org/abs/1907.05737); 1 for all channels.
         terms: What every edge carries beside its operations, and the bypass if there is one.
+        normalise_pools: Whether a batch normalisation stands behind each pooling of the DARTS network; DrNAS has none.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Supernet(Network):
         checkpoint_cells: bool = False,
         partial_channels: int = 1,
         terms: Sequence[EdgeTerm] = (),
+        normalise_pools: bool = True,
     ) -> None:
         super().__init__(
             space.macro,
@@ -65,9 +66,9 @@ class Supernet(Network):
             init_channels,
             num_classes,
             affine=False,
-            normalise_pools=space.macro == "darts",
+            normalise_pools=normalise_pools and space.macro == "darts",
             track=track_statistics,
-            share=partial_channels,
+            partial_channels=partial_channels,
             terms=terms,
         )
         missing = {cell.name for cell in space.cells} - {block.cell for block in self.layout}

@@ -61,7 +61,7 @@ class CurvatureStop(Rule):
         Raises:
             InputError: If the search is over, or has stages, between which curvatures cannot be compared.
         """
-        plan.check_learned("CurvatureStop")
+        plan.check_learned("CurvatureStop", [plan.epochs])
         if plan.is_over or len(plan.stage_ends) > 1:
             what = "this supernet's search is over" if plan.is_over else "this search has several stages"
             raise InputError(

@@ -80,7 +80,6 @@ class Sgas(Rule):
 
     def schedule(self, plan: SearchPlan) -> Schedule:
         """Returns the decision points, all of them during the search."""
-        plan.check_learned("SGAS")
         if plan.is_over:
             raise InputError(
                 "SGAS decides during the search, but this search is over; begin a search with fit, or decide this "
@@ -94,6 +93,7 @@ class Sgas(Rule):
                 f"the search has {plan.epochs}; give --trainer.max_epochs {points[-1]} or more, or a shorter warm-up "
                 "or interval."
             )
+        plan.check_learned("SGAS", points)
         return Schedule(points)
 
     def observe(self, supernet: Supernet, epochs: int) -> None:

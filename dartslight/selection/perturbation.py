@@ -96,7 +96,7 @@ class Perturbation(Rule):
         order: Order in which edges and nodes are decided: ``random``, ``sequential`` or ``reverse``.
         paired: Whether all candidates of a decision are measured on the same pictures in one pass.
         mask: ``raw`` removes an operation and leaves the other weights (published), ``renormalise`` shares its weight
-            among them.
+            among them where the relaxation makes them compete.
         edge_mode: A node loses edges with those already deleted still in place (``reg``, published) or gone
             (``cumulative``).
         interleave: ``normal_then_reduce`` decides one edge of each cell type at a decision point (published),
@@ -180,7 +180,7 @@ class Perturbation(Rule):
     def schedule(self, plan: SearchPlan) -> Schedule:
         """Returns the decision points after the search, ``interval`` epochs apart."""
         if self.settings.criterion == "weight":
-            plan.check_learned("Perturbation by weight")
+            plan.check_learned("Perturbation by weight", [plan.epochs])
         count, k = len(_questions(plan.space, self.interleave)), self.interval
         points, tune_after = [k * i for i in range(count)], int(self.settings.tune_after_last and k > 0)
         if tune_after and plan.space.inputs_per_node is None:

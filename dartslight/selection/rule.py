@@ -41,6 +41,7 @@ class SearchPlan:
         epochs: Number of its epochs.
         stage_ends: For each of its stages the number of epochs at its end; the last one is that of the search.
         learns: Whether the architecture parameters learn, so that mixing weights mean something.
+        untaught: Numbers of epochs after which the parameters are still as they were drawn, because of a warm-up.
         is_over: Whether it ended before this run, so that nothing can be decided on the way.
     """
 
@@ -48,13 +49,15 @@ class SearchPlan:
     epochs: int
     stage_ends: tuple[int, ...] = ()
     learns: bool = True
+    untaught: frozenset[int] = frozenset()
     is_over: bool = False
 
-    def check_learned(self, rule: str) -> None:
+    def check_learned(self, rule: str, points: Sequence[int]) -> None:
         """Checks that mixing weights mean something.
 
         Args:
             rule: The name of the rule that goes by them.
+            points: The numbers of epochs after which it does.
 
         Raises:
             InputError: If they do not.
@@ -63,6 +66,11 @@ class SearchPlan:
             raise InputError(
                 f"{rule} goes by the mixing weights, but this strategy leaves them at their random start; use "
                 "Perturbation, or Random as a control."
+            )
+        if early := self.untaught.intersection(points):
+            raise InputError(
+                f"{rule} goes by the mixing weights after {min(early)} epochs, but a warm-up leaves them at their "
+                "random start until then; give a smaller --model.alpha_warmup_epochs, or let the rule decide later."
             )
 
 
@@ -111,8 +119,8 @@ class Decision:
         cell: The cell type.
         kind: Which ``edge`` is next, which ``operation`` stands on it, which ``operations`` are left on it, or which
             ``inputs`` a node has.
-        criterion: What the scores are: ``loss``, ``accuracy``, ``weight`` (of the mixing), ``sgas1`` or ``sgas2`` (of
-            an edge), ``skips`` (a cell had too many) or ``random``.
+        criterion: What the scores are: ``loss``, ``accuracy``, ``weight`` (of the mixing) or ``weight after epoch N``,
+            ``sgas1`` or ``sgas2`` (of an edge), ``skips`` (a cell had too many) or ``random``.
         candidates: Everything that was measured, in the order of measuring.
         batches: Batches used for the score of the kept candidate.
         pictures: Pictures on which the margin rests.

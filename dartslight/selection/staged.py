@@ -54,7 +54,6 @@ class Staged(Rule):
 
     def schedule(self, plan: SearchPlan) -> Schedule:
         """Returns the ends of the stages."""
-        plan.check_learned("Staged")
         count = len(self.keep) + 1
         if plan.is_over and self.keep:
             raise InputError(
@@ -79,6 +78,7 @@ class Staged(Rule):
                 f"keep is {self.keep}, which is for {count} stages, but the search has {plan.epochs} epochs; give "
                 f"--trainer.max_epochs {count} or more."
             )
+        plan.check_learned("Staged", ends)
         return Schedule(ends)
 
     def decide(self, supernet: Supernet, point: int, seed: int) -> Outcome:

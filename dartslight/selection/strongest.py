@@ -39,7 +39,7 @@ class Magnitude(Rule):
         Raises:
             InputError: If the mixing weights have learned nothing.
         """
-        plan.check_learned("Magnitude")
+        plan.check_learned("Magnitude", [plan.epochs])
         return super().schedule(plan)
 
     def decide(self, supernet: Supernet, point: int, seed: int) -> Outcome:

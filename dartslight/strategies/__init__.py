@@ -3,7 +3,15 @@
 from dartslight.strategies.architecture import Architecture, AuxiliarySkip, Sample
 from dartslight.strategies.combinations import check_combination
 from dartslight.strategies.curvature import hessian_product, largest_eigenvalue
-from dartslight.strategies.gradients import ArchitectureGradient, Bilevel, FiniteDifference, FirstOrder, Fixed, Unrolled
+from dartslight.strategies.gradients import (
+    ArchitectureGradient,
+    Bilevel,
+    FiniteDifference,
+    FirstOrder,
+    Fixed,
+    Loss,
+    Unrolled,
+)
 from dartslight.strategies.relaxations import Dirichlet, Gumbel, Relaxation, Sigmoid, Softmax
 from dartslight.strategies.smoothing import AdversarialSmoothing, RandomSmoothing, Rows, Smoothing
 
@@ -18,6 +26,7 @@ __all__ = [
     "FirstOrder",
     "Fixed",
     "Gumbel",
+    "Loss",
     "RandomSmoothing",
     "Relaxation",
     "Rows",

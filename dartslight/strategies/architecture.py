@@ -28,8 +28,8 @@ class Sample(NamedTuple):
 class Architecture(nn.Module):
     """Architecture parameters and the relaxation that turns them into mixing weights.
 
-    A decided edge gives its operation the weight 1 and an edge that is gone has none, so that their hidden parameters
-    receive a gradient of exactly 0.
+    A decided edge gives its operation the weight 1, times the edge's own with edge normalisation, and an edge that is
+    gone has none, so that the hidden parameters of its operations receive a gradient of exactly 0.
 
     Args:
         space: The search space.

@@ -112,9 +112,10 @@ class Gumbel(Relaxation):
     The draw is the largest of ``(log softmax(alpha) + Gumbel noise) / temperature``; its derivative is that of the
     softmax of these numbers (straight-through). An operation that was not drawn has the weight 0 and stands in the pass
     as a number, not as its output, as in the published code: so all parameters get a gradient at the cost of one
-    operation. The temperature falls linearly over the search. Measured and decided is the softmax of the parameters;
-    the published code measures its leading architecture instead. Its order of the two steps, weights first, is not
-    followed.
+    operation. The temperature falls linearly and reaches its end when the search does, so that the last of E epochs has
+    1/E of the way still to go; in the published code the last epoch is at the end. Measured and decided is the softmax
+    of the parameters; the published code measures its leading architecture instead. Its order of the two steps, weights
+    first, is not followed.
 
     Paper: Dong and Yang, "Searching for A Robust Neural Architecture in Four GPU Hours", CVPR 2019,
     https://arxiv.org/abs/1910.04465.

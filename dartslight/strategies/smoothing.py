@@ -20,6 +20,9 @@ Rows = Mapping[str, Tensor]
 class Smoothing(ABC):
     """Disturbs the mixing weights of a weight step; holds settings only.
 
+    As in the published code a disturbed edge is brought back to a sum of 1 afterwards, which can move a weight further
+    than the radius.
+
     Args:
         start_radius: Largest change of a mixing weight in the first epoch.
         end_radius: The same at the end of the search; it grows linearly.

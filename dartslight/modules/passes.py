@@ -1,0 +1,122 @@
+"""The passes of one search step: what the supernet runs with, and the two-level problem that a strategy solves."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+from torch.optim import Optimizer
+
+from dartslight.data import Batch
+from dartslight.nets import NO_DROP, Drop, Supernet, open_mask
+from dartslight.spaces import Choices
+from dartslight.strategies import Architecture, ArchitectureGradient, Bilevel, Loss, Rows, Sample, Smoothing
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The training passes of one step.
+
+    Args:
+        supernet: The supernet.
+        architecture: Its architecture parameters.
+        choices: The operations that are open.
+        progress: The share of the search that is over, from 0 to 1.
+        drop: What a weight step leaves out at random.
+    """
+
+    supernet: Supernet
+    architecture: Architecture
+    choices: Choices
+    progress: float
+    drop: Drop
+
+    def problem(
+        self,
+        batch: Mapping[str, Batch],
+        gradient: ArchitectureGradient,
+        weight_optimizer: Optimizer,
+        average: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+        loss_scale: Tensor | float,
+    ) -> Bilevel:
+        """States the two-level problem of this step.
+
+        Args:
+            batch: The batches ``train`` and ``val``.
+            gradient: What will solve it.
+            weight_optimizer: The SGD of the operation weights.
+            average: Returns the means of tensors over all devices.
+            loss_scale: What losses are multiplied by while they are differentiated.
+        """
+        # Passes that are compared leave nothing out, since each would leave out something else.
+        drop = NO_DROP if gradient.moves_weights or self.drop is NO_DROP else replace(self.drop, edge=0.0)
+        names, weights = zip(*self.supernet.named_parameters(), strict=True)
+        states = weight_optimizer.state
+        (group,) = weight_optimizer.param_groups
+        return Bilevel(
+            train_loss=self._loss(batch["train"], names, drop, penalised=False),
+            val_loss=self._loss(batch["val"], names, drop, penalised=True),
+            weights=weights,
+            alphas=tuple(self.architecture.parameters()),
+            learning_rate=group["lr"],
+            momentum=group["momentum"],
+            weight_decay=group["weight_decay"],
+            momentum_buffers=[states[w].get("momentum_buffer") if w in states else None for w in weights],
+            average=average,
+            loss_scale=loss_scale,
+        )
+
+    def _loss(self, batch: Batch, names: Sequence[str], drop: Drop, penalised: bool) -> Loss:
+        """Returns the loss on a batch as a function of the operation weights of these names."""
+
+        def loss(weights: Sequence[Tensor] | None) -> Tensor:
+            inputs = (batch.images, *self.architecture.sample(self.choices, self.progress), drop)
+            penalty = self.architecture.penalty(self.choices) if penalised else None
+            if weights is None:
+                logits = self.supernet(*inputs)
+            else:
+                # Copies of the buffers, so that a virtual step leaves the running statistics alone.
+                state = {name: buffer.clone() for name, buffer in self.supernet.named_buffers()}
+                state.update(zip(names, weights, strict=True))
+                logits = functional_call(self.supernet, state, inputs)
+            value = F.cross_entropy(cast("Tensor", logits), batch.labels)
+            return value if penalty is None else value + penalty
+
+        return loss
+
+    @contextmanager
+    def prepared(self, gradient: ArchitectureGradient) -> Iterator[None]:
+        """Prepares the supernet for the passes of an architecture gradient."""
+        weights = nullcontext() if gradient.moves_weights else self.supernet.constant()
+        device = next(self.supernet.parameters()).device.type
+        full = torch.autocast(device, enabled=False) if gradient.full_precision else nullcontext()
+        with weights, full:
+            yield
+
+    @torch.no_grad()
+    def weight_sample(self, batch: Batch, smoothing: Smoothing | None) -> Sample:
+        """Returns what the weight step runs with; the architecture parameters are out of its reach.
+
+        Args:
+            batch: Training pictures.
+            smoothing: How the mixing weights are disturbed, or None.
+        """
+
+        def loss(rows: Rows) -> Tensor:
+            mixing = self.architecture.compose(rows, self.choices, self.progress)
+            return F.cross_entropy(self.supernet(batch.images, mixing, self.choices), batch.labels)
+
+        def disturbed(rows: Rows) -> Rows:
+            assert smoothing is not None
+            is_open = {cell: open_mask(self.choices, cell, row) for cell, row in rows.items()}
+            self.supernet.eval()
+            with self.supernet.constant():
+                moved = smoothing(rows, is_open, loss, self.progress)
+            self.supernet.train()
+            return moved
+
+        return self.architecture.sample(self.choices, self.progress, disturbed if smoothing else None)
