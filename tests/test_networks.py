@@ -174,6 +174,24 @@ def test_supernet_equals_textbook(name: str, share: float) -> None:
         assert_same_everywhere(ours, theirs, idle)
 
 
+def test_poolings_without_normalisation_equal_the_textbook_without_theirs() -> None:
+    """DrNAS' supernet has none."""
+    ours, theirs = Supernet(SPACES["darts"], 3, 4, 5, normalise_pools=False), textbook.Supernet("darts", 4, 3, 5)
+    for block in theirs.blocks:
+        for ops in block.edges:
+            for o, op in enumerate(ops):
+                if isinstance(op, nn.Sequential) and isinstance(op[0], nn.MaxPool2d | nn.AvgPool2d):
+                    ops[o] = op[0]
+    copy_weights(ours, theirs)
+    generator = torch.Generator().manual_seed(1)
+    images, mixing = torch.randn(6, 3, 8, 8, generator=generator), random_mixing(SPACES["darts"], generator)
+    assert_same(ours(images, mixing), theirs(images, mixing))
+    plain = Supernet(SPACES["darts"], 3, 4, 5)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in plain.modules()) > sum(
+        isinstance(m, nn.BatchNorm2d) for m in ours.modules()
+    )
+
+
 class Storages(TorchDispatchMode):
     """Tells how many bytes of all results since are still there."""
 
