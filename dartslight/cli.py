@@ -15,7 +15,8 @@ usage: python -m dartslight COMMAND [options]
 Search a neural architecture for your images, decide it, train it.
 
   fit       search and select, or retrain, as the configuration says; goes on with --ckpt_path
-  select    decide the supernet of an earlier search by another rule
+  select    decide the supernet of an earlier search, or several together, by another rule
+  ensemble  search with several seeds and decide by the averaged scores
   test      measure a retrained network on the test pictures
   validate  measure a network on the validation pictures
   lookup    tell what a table of known architectures says of a genotype
@@ -139,5 +140,10 @@ def _run(command: str = "--help", *, words: list[str]) -> None:
         from dartslight.training_cli import run_training
 
         run_training(command, words)
+    elif command == "ensemble":
+        from dartslight.ensemble import ensemble
+
+        ensemble(words)
     else:
-        raise InputError(f"There is no command {command!r}; the known ones are {', '.join([*_TRAINING, *_SMALL])}.")
+        known = ", ".join([*_TRAINING, "ensemble", *_SMALL])
+        raise InputError(f"There is no command {command!r}; the known ones are {known}.")

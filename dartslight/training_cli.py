@@ -15,6 +15,7 @@ from dartslight.callbacks import RunCheckpoints, RunConfig, Selector
 from dartslight.carried_config import with_carried_config
 from dartslight.cli import inner_input_error, one_line, parse
 from dartslight.data import ImageData
+from dartslight.ensemble import select_several
 from dartslight.errors import InputError
 from dartslight.modules import SearchModule
 from dartslight.run_folder import CONFIG, LAST, RunFolder, folder_of
@@ -157,6 +158,9 @@ def run_training(command: str, words: Sequence[str]) -> None:
         InputError: If what the user gave is wrong.
         KeyboardInterrupt: If the run was told to stop, by Ctrl-C or by SIGTERM.
     """
+    if command == "select" and sum(word.partition("=")[0] == "--supernet" for word in words) > 1:
+        select_several(words)
+        return
     _quieten()
     saved = sys.argv
     # Lightning starts the processes of further devices with these words.

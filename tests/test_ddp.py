@@ -92,6 +92,9 @@ AT_EPOCHS = ["--selection.interval=1", "--trainer.max_epochs=6"]
             *AT_EPOCHS,
         ],
         [f"--selection={RULES}.Staged", "--selection.keep=[3]", "--selection.max_skips=1"],
+        [f"--selection={RULES}.LeaveOneOut", "--selection.criterion=divergence", "--selection.eval_batches=2"],
+        [f"--selection={RULES}.Sensitivity", "--selection.eval_batches=3"],
+        [f"--selection={RULES}.Sensitivity", "--selection.source=search"],
         [
             f"--selection={RULES}.CurvatureStop",
             "--selection.every=1",
@@ -102,7 +105,19 @@ AT_EPOCHS = ["--selection.interval=1", "--trainer.max_epochs=6"]
             "--trainer.max_epochs=3",
         ],
     ],
-    ids=["magnitude", "random", "by_weight", "official", "sgas", "sgas_perturbation", "staged", "curvature_stop"],
+    ids=[
+        "magnitude",
+        "random",
+        "by_weight",
+        "official",
+        "sgas",
+        "sgas_perturbation",
+        "staged",
+        "leave_one_out",
+        "sensitivity",
+        "seen_sensitivity",
+        "curvature_stop",
+    ],
 )
 def test_every_rule_decides_the_same_on_all_processes(tmp_path: Path, words: list[str]) -> None:
     done = fit(tmp_path, 2, "--model.track_statistics=true", *words, *SMALL)

@@ -144,7 +144,7 @@ class Scripted:
 
     def measure(self, variants: Any, evaluation: Evaluation, race: Any = None) -> list[Measurement]:
         losses = [torch.tensor([1.0, 3.0]) + self.missed(v.choices) for v in variants]
-        return [Measurement(loss.double(), torch.ones(2), 1) for loss in losses]
+        return [Measurement(loss.double(), torch.ones(2), torch.zeros(2), 1) for loss in losses]
 
     @staticmethod
     def missed(choices: Choices) -> float:

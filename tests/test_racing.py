@@ -95,7 +95,7 @@ class Raced(Given):
         assert race is not None
         assert race.entrants == tuple(range(1, len(variants)))
         best = max(race.entrants, key=lambda i: race.sign * float(whole[i].loss.mean()))
-        short = [Measurement(m.loss[:5], m.correct[:5], 1) for m in whole]
+        short = [Measurement(m.loss[:5], m.correct[:5], m.divergence[:5], 1) for m in whole]
         return [m if i in (0, best) else short[i] for i, m in enumerate(whole)]
 
 

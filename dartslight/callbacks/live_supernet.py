@@ -17,13 +17,16 @@ from dartslight.data import EvaluationBatches
 from dartslight.errors import InputError
 from dartslight.modules import SearchModule
 from dartslight.modules.devices import share_statistics
+from dartslight.modules.sensitivities import sensitivity
 from dartslight.nets import Mixing
 from dartslight.seeding import derived_seed
-from dartslight.selection import Evaluation, Measurement, Race, Variant
+from dartslight.selection import Evaluation, Measurement, Race, Sensitivities, Variant
+from dartslight.selection.racing import Criterion
 from dartslight.spaces import Choices, SearchSpace
 from dartslight.strategies import hessian_product, largest_eigenvalue
 
 _MEASURE, _CURVATURE = 5, 6  # what a derived seed is for
+_CRITERIA: tuple[Criterion, ...] = ("loss", "accuracy", "divergence")  # in the order of `Measurement`
 _CHUNK = 32  # batches between two states that an interrupted measurement goes on from
 
 
@@ -82,13 +85,11 @@ class LiveSupernet:
                 "--model.track_statistics true to the search, or use 'batch_frozen'."
             )
         share_statistics(self.trainer, self.module.supernet)
-        batches: EvaluationBatches = cast("Any", self.trainer).datamodule.selection_batches(
-            augmented=evaluation.augmented, seed=evaluation.seed, limit=evaluation.batches
-        )
+        batches = self._batches(evaluation)
         total, rank = len(batches), self.trainer.global_rank
-        shape = (2, len(variants), batches.place(total - 1).stop)
+        shape = (len(_CRITERIA), len(variants), batches.place(total - 1).stop)
         done, counts = 0, [total] * len(variants)
-        table = torch.zeros(shape, dtype=torch.float64, device=self._device)  # loss and correctness of every picture
+        table = torch.zeros(shape, dtype=torch.float64, device=self._device)
         key, kept = self._kept(variants, evaluation, race, total)
         if kept is not None:
             done, counts = kept["done"], kept["counts"]
@@ -112,16 +113,46 @@ class LiveSupernet:
                 done = stop
                 so_far = self._of_all_devices(table)
                 if race is not None and stop in looks:
-                    values = so_far[0 if race.criterion == "loss" else 1, :, : batches.place(stop - 1).stop]
+                    values = so_far[_CRITERIA.index(race.criterion), :, : batches.place(stop - 1).stop]
                     racing = [i for i in left if i in race.entrants]
                     stay = race.survivors(list(values), racing, total)
                     # Without rivals the race is over for all.
                     ended = set(racing) - set(stay) if len(stay) > 1 else set(left)
                     counts = [stop if i in ended else count for i, count in enumerate(counts)]
                 self._keep(key, evaluation, {"table": so_far, "done": done, "counts": counts})
-        loss, correct = so_far.cpu()
         ends = [batches.place(count - 1).stop for count in counts]
-        return [Measurement(loss[i, :end], correct[i, :end], counts[i]) for i, end in enumerate(ends)]
+        loss, correct, divergence = so_far.cpu()
+        return [
+            Measurement(loss[i, :end], correct[i, :end], divergence[i, :end], counts[i]) for i, end in enumerate(ends)
+        ]
+
+    @torch.enable_grad()
+    def sensitivity(self, evaluation: Evaluation | None) -> Sensitivities:
+        """Returns the sensitivities on some batches, or those that the architecture steps have seen for None.
+
+        Every device takes its share of the batches, and all get the same numbers.
+        """
+        module = self.module
+        if evaluation is None:
+            return module.seen_sensitivities()
+        module.finite.look(self.trainer)
+        share_statistics(self.trainer, module.supernet)
+        batches = self._batches(evaluation)
+        mixing = {cell: weights.clone().requires_grad_() for cell, weights in self.mixing(self.choices).items()}
+        samples = {
+            cell: torch.zeros(len(batches), len(w), module.space.cell(cell).num_ops + 1, device=self._device)
+            for cell, w in mixing.items()
+        }
+        with undisturbed(self._device), module.supernet.constant(), self._ready(evaluation.statistics):
+            for b in range(self.trainer.global_rank, len(batches), self.trainer.world_size):
+                batch = self.trainer.strategy.batch_to_device(batches.batch(b))
+                torch.manual_seed(derived_seed(evaluation.seed, _MEASURE, b))
+                loss = F.cross_entropy(module.supernet(batch.images, mixing, self.choices), batch.labels)
+                gradients = torch.autograd.grad(loss, list(mixing.values()), materialize_grads=True)
+                for (cell, weights), gradient in zip(mixing.items(), gradients, strict=True):
+                    samples[cell][b] = sensitivity(weights.detach(), gradient, module.space.cell(cell).num_ops)
+        of_all = {cell: self._of_all_devices(own.double()).cpu() for cell, own in samples.items()}
+        return Sensitivities(of_all, batches.batch_size)
 
     @torch.enable_grad()
     def curvature(self, seed: int, batches: int = 1) -> float:
@@ -165,6 +196,15 @@ class LiveSupernet:
         """Writes a number into the metrics of this epoch."""
         self.module.log(name, value, on_step=False, on_epoch=True, rank_zero_only=True)
 
+    def _batches(self, evaluation: Evaluation) -> EvaluationBatches:
+        found: EvaluationBatches = cast("Any", self.trainer).datamodule.selection_batches(
+            augmented=evaluation.augmented,
+            seed=evaluation.seed,
+            limit=evaluation.batches,
+            batch_size=evaluation.batch_size,
+        )
+        return found
+
     @property
     def _device(self) -> torch.device:
         return self.trainer.strategy.root_device
@@ -192,13 +232,15 @@ class LiveSupernet:
             self.module.supernet.get_buffer(name).copy_(kept)
 
     def _values(self, variants: Sequence[Variant], batches: EvaluationBatches, b: int, seed: int) -> torch.Tensor:
-        """Returns loss and correctness of every picture of a batch in every variant, (2, variants, pictures)."""
+        """Returns what `_CRITERIA` names of every picture of a batch, (criteria, variants, pictures)."""
         batch = self.trainer.strategy.batch_to_device(batches.batch(b))
         torch.manual_seed(derived_seed(seed, _MEASURE, b))
         logits = torch.stack(self.module.supernet.forward_each(batch.images, [(v.mixing, v.choices) for v in variants]))
         labels = batch.labels.expand(len(variants), -1)
-        losses = F.cross_entropy(logits.double().flatten(0, 1), labels.flatten(), reduction="none")
-        return torch.stack([losses.view_as(labels), (logits.argmax(dim=2) == labels).double()])
+        predicted = F.log_softmax(logits.double(), dim=2)
+        losses = F.nll_loss(predicted.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+        divergences = (predicted[0].exp() * (predicted[0] - predicted)).sum(dim=2)
+        return torch.stack([losses, (logits.argmax(dim=2) == labels).double(), divergences])
 
     def _of_all_devices(self, table: torch.Tensor) -> torch.Tensor:
         """Fills in what other devices have measured; every place has been filled by one, and is 0 on the others."""

@@ -11,8 +11,8 @@ from dartslight.callbacks.scores_file import SCORES, ScoresFile
 from dartslight.errors import InputError
 from dartslight.genotype import Genotype
 from dartslight.modules import SearchModule
-from dartslight.report import save_drawing
-from dartslight.run_folder import DECISIONS, GENOTYPE, SEARCHED, folder_of, write_whole
+from dartslight.report.conclusion import conclude
+from dartslight.run_folder import DECISIONS, SEARCHED, folder_of, write_whole
 from dartslight.seeding import run_seed
 from dartslight.selection import Rule, Schedule
 from dartslight.selection.record import decisions_csv, in_words, record
@@ -149,10 +149,8 @@ class Selector(Callback):
         folder = folder_of(trainer)
         if folder is not None and trainer.is_global_zero:
             (folder.path / "checkpoints" / SCORES).unlink(missing_ok=True)
-            write_whole(folder.path / GENOTYPE, genotype.to_json())
-            for suffix in ("png", "svg"):
-                save_drawing(genotype, folder.path / f"cell.{suffix}")
-        if trainer.is_global_zero:
+            conclude(folder.path, genotype, self._decisions)
+        elif trainer.is_global_zero:
             print(f"\n{in_words(genotype, self._decisions)}\n")
 
     def state_dict(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class Passes:
         choices: The operations that are open.
         progress: The share of the search that is over, from 0 to 1.
         drop: What a weight step leaves out at random.
+        watch: Sees the mixing weights of each validation loss before it is differentiated, or None.
     """
 
     supernet: Supernet
@@ -34,6 +35,7 @@ class Passes:
     choices: Choices
     progress: float
     drop: Drop
+    watch: Callable[[Mapping[str, Tensor]], None] | None = None
 
     def problem(
         self,
@@ -58,8 +60,8 @@ class Passes:
         states = weight_optimizer.state
         (group,) = weight_optimizer.param_groups
         return Bilevel(
-            train_loss=self._loss(batch["train"], names, drop, penalised=False),
-            val_loss=self._loss(batch["val"], names, drop, penalised=True),
+            train_loss=self._loss(batch["train"], names, drop, is_val=False),
+            val_loss=self._loss(batch["val"], names, drop, is_val=True),
             weights=weights,
             alphas=tuple(self.architecture.parameters()),
             learning_rate=group["lr"],
@@ -70,12 +72,15 @@ class Passes:
             loss_scale=loss_scale,
         )
 
-    def _loss(self, batch: Batch, names: Sequence[str], drop: Drop, penalised: bool) -> Loss:
+    def _loss(self, batch: Batch, names: Sequence[str], drop: Drop, is_val: bool) -> Loss:
         """Returns the loss on a batch as a function of the operation weights of these names."""
 
         def loss(weights: Sequence[Tensor] | None) -> Tensor:
-            inputs = (batch.images, *self.architecture.sample(self.choices, self.progress), drop)
-            penalty = self.architecture.penalty(self.choices) if penalised else None
+            sample = self.architecture.sample(self.choices, self.progress)
+            penalty = self.architecture.penalty(self.choices) if is_val else None
+            if is_val and self.watch is not None:
+                self.watch(sample.mixing)
+            inputs = (batch.images, *sample, drop)
             if weights is None:
                 logits = self.supernet(*inputs)
             else:

@@ -30,10 +30,11 @@ from dartslight.modules.checkpoint import HEADER, check_header
 from dartslight.modules.devices import average, share_statistics
 from dartslight.modules.finite import FiniteWatch
 from dartslight.modules.passes import Passes
+from dartslight.modules.sensitivities import SeenSensitivities
 from dartslight.modules.timetable import Stage, Timetable, check_stages
 from dartslight.nets import NO_DROP, Drop, EdgeTerm, Mixing, Supernet, widen
 from dartslight.seeding import derived_seed, run_seed
-from dartslight.selection import SearchPlan, Tuning
+from dartslight.selection import SearchPlan, Sensitivities, Tuning
 from dartslight.spaces import Choices, find_space
 from dartslight.strategies import (
     Architecture,
@@ -46,6 +47,7 @@ from dartslight.strategies import (
     check_combination,
 )
 
+_SENSITIVITIES = "sensitivities"  # what a checkpoint calls them
 _INITIALISATION, _STEP, _STAGE = 1, 2, 7  # what a derived seed is for
 
 
@@ -88,6 +90,8 @@ class SearchModule(LightningModule):
         alpha_clip_norm: Largest L2 norm of their gradients together; null for no limit.
         alpha_init_std: Standard deviation of the initial architecture parameters.
         alpha_warmup_epochs: Epochs at the start of each stage in which the architecture parameters stay as they are.
+        sensitivity_epochs: Epochs at the end of the search whose architecture steps keep the sensitivity of their loss
+            to each mixing weight, for the rule Sensitivity.
         track_statistics: Whether batch normalisations keep running statistics and use them in evaluation; without them
             evaluation uses the statistics of each batch.
         checkpoint_cells: Whether a step keeps only what goes in and out of each cell and computes the cell again for
@@ -124,6 +128,7 @@ class SearchModule(LightningModule):
         alpha_clip_norm: float | None = None,
         alpha_init_std: float = 1e-3,
         alpha_warmup_epochs: int = 0,
+        sensitivity_epochs: int = 3,
         track_statistics: bool = True,
         checkpoint_cells: bool = False,
         compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None,
@@ -141,6 +146,7 @@ class SearchModule(LightningModule):
             alpha_weight_decay=alpha_weight_decay,
             alpha_init_std=alpha_init_std,
             alpha_warmup_epochs=alpha_warmup_epochs,
+            sensitivity_epochs=sensitivity_epochs,
             alpha_momentum=alpha_momentum,
             alpha_clip_norm=alpha_clip_norm,
             drop_path=drop_path,
@@ -168,7 +174,9 @@ class SearchModule(LightningModule):
         self.alpha_momentum, self.alpha_clip_norm = alpha_momentum, alpha_clip_norm
         self.alpha_learning_rate, self.alpha_weight_decay = alpha_learning_rate, alpha_weight_decay
         self.alpha_init_std, self.alpha_warmup_epochs = alpha_init_std, alpha_warmup_epochs
+        self.sensitivity_epochs = sensitivity_epochs
         self.choices = Choices.everything(self.space)
+        self._seen = SeenSensitivities({cell.name: cell.num_ops for cell in self.space.cells})
         self.finite = FiniteWatch()
         self.search_epochs: int | None = None
         self._measured_after: int | None = None  # epochs of the checkpoint that validate measures
@@ -186,7 +194,7 @@ class SearchModule(LightningModule):
             )
             with passes.prepared(self.gradient):
                 gradients = self.gradient(problem)
-            self._assign_alpha_gradients(gradients)
+            self._assign_alpha_gradients(gradients, self._seen.of_step(self._loss_scale))
             optimizers.alphas.step()
         optimizers.weights.zero_grad()
         mixing, computed = passes.weight_sample(batch["train"], self.smoothing)
@@ -227,8 +235,15 @@ class SearchModule(LightningModule):
             is_over: Whether it ended before this run.
         """
         timetable = self.timetable
+        last = range(max(0, timetable.epochs - self.sensitivity_epochs), timetable.epochs)
         return SearchPlan(
-            self.space, timetable.epochs, timetable.ends, self.gradient.learns, timetable.untaught, is_over
+            space=self.space,
+            epochs=timetable.epochs,
+            stage_ends=timetable.ends,
+            learns=self.gradient.learns,
+            untaught=timetable.untaught,
+            is_over=is_over,
+            sees=self.gradient.learns and any(timetable.teaches(epoch) for epoch in last),
         )
 
     @property
@@ -245,6 +260,19 @@ class SearchModule(LightningModule):
         """The share of the search that was over when this epoch began, from 0 to 1."""
         return self.timetable.progress(self.current_epoch if self._measured_after is None else self._measured_after)
 
+    def seen_sensitivities(self) -> Sensitivities:
+        """Returns the sensitivities that the architecture steps of the last epochs of the search have seen.
+
+        Raises:
+            InputError: If there were no such steps.
+        """
+        samples = {cell: found.double() for cell, found in self._seen.samples().items()}
+        if len(samples) < len(self.space.cells):
+            raise InputError(
+                "The search has ended before its last epochs, which see sensitivities; give source: validation."
+            )
+        return Sensitivities(samples, cast("Any", self.trainer).datamodule.batch_size * self.trainer.world_size)
+
     def mixing(self, choices: Choices, epochs: int | None = None) -> Mixing:
         """Returns the mixing weights that the supernet is measured and decided with.
 
@@ -259,7 +287,8 @@ class SearchModule(LightningModule):
     @property
     def _passes(self) -> Passes:
         """The passes of a step of this epoch."""
-        return Passes(self.supernet, self.architecture, self.choices, self.progress, self._drop)
+        watch = self._seen.watch if self.timetable.is_among_last(self.current_epoch, self.sensitivity_epochs) else None
+        return Passes(self.supernet, self.architecture, self.choices, self.progress, self._drop, watch)
 
     @property
     def _drop(self) -> Drop:
@@ -302,9 +331,11 @@ class SearchModule(LightningModule):
             optimizers.alphas.optimizer.state.clear()
             self.architecture.initialise(generator)
 
-    def _assign_alpha_gradients(self, gradients: Sequence[Tensor]) -> None:
+    def _assign_alpha_gradients(self, gradients: Sequence[Tensor], seen: Sequence[Tensor]) -> None:
         """Gives the architecture parameters their gradient, averaged over all devices, where the optimizer looks."""
-        means = self._average(gradients)
+        both = self._average([*gradients, *seen])  # in one message
+        means = both[: len(gradients)]
+        self._seen.add(both[len(gradients) :])
         if self.alpha_clip_norm is not None:
             norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(mean) for mean in means]))
             means = [mean * (self.alpha_clip_norm / (norm + 1e-6)).clamp(max=1.0) for mean in means]
@@ -428,6 +459,7 @@ class SearchModule(LightningModule):
             "search_epochs": self.search_epochs,
             "epochs": cast("Any", self.trainer.fit_loop.epoch_progress.current).processed,
         }
+        checkpoint[_SENSITIVITIES] = self._seen.samples()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores what has been decided.
@@ -437,6 +469,7 @@ class SearchModule(LightningModule):
         """
         check_header(checkpoint, self._header())
         self.choices = Choices.from_state(checkpoint[HEADER]["choices"])
+        self._seen.load(checkpoint[_SENSITIVITIES])
         if self.trainer.state.fn == TrainerFn.VALIDATING:
             self.search_epochs = checkpoint[HEADER]["search_epochs"]
             self._measured_after = checkpoint[HEADER]["epochs"]

@@ -97,6 +97,10 @@ class Timetable:
         """Returns whether architecture parameters that learn at all do so in an epoch of the search."""
         return self.place(epoch) >= self.alpha_warmup_epochs
 
+    def is_among_last(self, epoch: int, count: int) -> bool:
+        """Returns whether an epoch is one of the last ones of the search."""
+        return self.epochs - count <= epoch < self.epochs
+
     @property
     def untaught(self) -> frozenset[int]:
         """The numbers of epochs after which the architecture parameters are as they were drawn."""

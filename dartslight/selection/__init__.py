@@ -2,6 +2,7 @@
 
 from dartslight.selection.curvature_stop import CurvatureStop
 from dartslight.selection.greedy import Sgas
+from dartslight.selection.one_shot import LeaveOneOut, Sensitivity
 from dartslight.selection.perturbation import Perturbation
 from dartslight.selection.racing import Race
 from dartslight.selection.rule import (
@@ -13,6 +14,7 @@ from dartslight.selection.rule import (
     Rule,
     Schedule,
     SearchPlan,
+    Sensitivities,
     Supernet,
     Tuning,
     Variant,
@@ -25,6 +27,7 @@ __all__ = [
     "CurvatureStop",
     "Decision",
     "Evaluation",
+    "LeaveOneOut",
     "Magnitude",
     "Measurement",
     "Outcome",
@@ -34,6 +37,8 @@ __all__ = [
     "Rule",
     "Schedule",
     "SearchPlan",
+    "Sensitivities",
+    "Sensitivity",
     "Sgas",
     "Staged",
     "Supernet",

@@ -30,7 +30,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dartslight.errors import InputError
-from dartslight.selection.questions import Question, Removing, Settings, Weighing
+from dartslight.selection.questions import Question, Removing, Sensing, Settings, Weighing
 from dartslight.selection.rule import Decision, Outcome, Rule, Schedule, SearchPlan, Supernet, Tuning, nodes_to_thin
 from dartslight.spaces import Choices, EdgeKey, SearchSpace
 
@@ -67,8 +67,9 @@ class Perturbation(Rule):
     Args:
         preset: ``paired`` (recommended) or ``official`` (what the published code does).
         interval: Fine-tuning epochs between two decision points; 0 decides everything at once.
-        criterion: Score by ``loss`` or by ``accuracy`` on the validation half, or measure nothing and keep what has the
-            largest mixing ``weight`` (progressive magnitude).
+        criterion: Score by ``loss``, by ``accuracy`` or by the ``divergence`` of the predictions (no labels) on the
+            validation half; by the ``sensitivity`` of the loss in batches of 16 pictures; or measure nothing and keep
+            what has the largest mixing ``weight`` (progressive magnitude).
         order: Order in which edges and nodes are decided: ``random``, ``sequential`` or ``reverse``.
         paired: Whether all candidates of a decision are measured on the same pictures in one pass.
         mask: ``raw`` removes an operation and leaves the other weights (published), ``renormalise`` shares its weight
@@ -97,7 +98,7 @@ class Perturbation(Rule):
         self,
         preset: Literal["paired", "official"] = "paired",
         interval: int = 5,
-        criterion: Literal["loss", "accuracy", "weight"] | None = None,
+        criterion: Literal["loss", "accuracy", "divergence", "sensitivity", "weight"] | None = None,
         order: Literal["random", "sequential", "reverse"] = "random",
         paired: bool | None = None,
         mask: Literal["raw", "renormalise"] = "raw",
@@ -136,8 +137,15 @@ class Perturbation(Rule):
         self.tune_after_last, monitored = chosen.pop("tune_after_last"), chosen.pop("monitor")
         self.settings = Settings(**chosen, order=order, mask=mask, eval_batches=eval_batches, racing=racing)
         self.interval, self.interleave = interval, interleave
-        if racing is not None and self.settings.criterion == "weight":
-            raise InputError("racing makes measurements shorter, but the criterion weight needs none; leave it out.")
+        if racing is not None and self.settings.criterion in ("weight", "sensitivity"):
+            raise InputError(
+                f"racing leaves candidates out of measurements, but the criterion {self.settings.criterion} measures "
+                "none of them alone; leave it out."
+            )
+        if not self.settings.paired and self.settings.criterion == "divergence":
+            raise InputError(
+                "The divergence is that from the whole supernet on the same pictures; give paired: true with it."
+            )
         if racing is not None and not (self.settings.paired and 0.5 <= racing < 1):
             raise InputError(
                 f"racing is {racing} and paired is {self.settings.paired}, but a race compares candidates on the same "
@@ -187,7 +195,7 @@ class Perturbation(Rule):
         return self._question(supernet, choices, key[0], rng).keep_operation(key[1], columns)
 
     def _question(self, supernet: Supernet, choices: Choices, cell: str, rng: np.random.Generator) -> Question:
-        kind = Weighing if self.settings.criterion == "weight" else Removing
+        kind = {"weight": Weighing, "sensitivity": Sensing}.get(str(self.settings.criterion), Removing)
         return kind(self.settings, supernet, choices, cell, rng)
 
 

@@ -1,21 +1,20 @@
 """The questions of a progressive selection: which operation stays on an edge, which inputs a node keeps.
 
-Each is answered by what the supernet misses when something is removed (`Removing`), or by mixing weights (`Weighing`).
+Each is answered by what the supernet misses when something is removed (`Removing`), by the sensitivity of its loss
+(`Sensing`), or by mixing weights (`Weighing`).
 """
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 
-from dartslight.errors import InputError
 from dartslight.nets import Mixing
+from dartslight.selection.evidence import Evidence, decision, keep_inputs, keep_operation, least_missed, sign_of
 from dartslight.selection.racing import Criterion, Race
-from dartslight.selection.rule import Candidate, Decision, Evaluation, Measurement, Supernet, Variant, nodes_to_thin
+from dartslight.selection.rule import Decision, Evaluation, Measurement, Sensitivities, Supernet, Variant, nodes_to_thin
 from dartslight.selection.strongest import (
     choosable,
     inputs_decision,
@@ -25,6 +24,9 @@ from dartslight.selection.strongest import (
 )
 from dartslight.spaces import Choices, EdgeKey
 
+MINI_BATCH = 16
+"""Pictures of a batch whose sensitivity is one sample."""
+
 _Entry = tuple[EdgeKey, int]
 _Removal = tuple[Sequence[_Entry], str]
 
@@ -33,7 +35,7 @@ _Removal = tuple[Sequence[_Entry], str]
 class Settings:
     """How a question is answered, see `dartslight.selection.Perturbation` for the meaning."""
 
-    criterion: Criterion | Literal["weight"]
+    criterion: Criterion | Literal["weight", "sensitivity"]
     order: Literal["random", "sequential", "reverse"]
     paired: bool
     mask: Literal["raw", "renormalise"]
@@ -43,6 +45,10 @@ class Settings:
     eval_transform: Literal["train", "clean"]
     eval_batches: int | None
     racing: float | None
+
+    def evaluation(self, seed: int, batch_size: int | None = None) -> Evaluation:
+        """Returns on what, and how, candidates are measured."""
+        return Evaluation(self.eval_transform == "train", self.eval_batches, self.eval_bn, seed, batch_size)
 
 
 class Question(ABC):
@@ -125,6 +131,28 @@ class Weighing(Question):
         return found
 
 
+class Sensing(Question):
+    """A decision by the sensitivity of the loss to mixing weights, see `dartslight.selection.Sensitivity`."""
+
+    def keep_operation(self, e: int, columns: Sequence[int]) -> tuple[Choices, Decision]:
+        """Keeps the operation that the loss is most sensitive to; the first of several equal ones."""
+        found = self._sense()
+        evidence = {o: Evidence.of_sensitivity(found, self.cell.name, e, o) for o in columns}
+        op, decision = keep_operation(self.cell, e, evidence, None, paired=True)
+        return self.choices.decide((self.cell.name, e), op), decision
+
+    def keep_inputs(self, node: int, count: int) -> tuple[Choices, Decision]:
+        """Keeps the edges that the loss is most sensitive to."""
+        found, into = self._sense(), self._edges_into(node, self.choices)
+        kept = {e: self.choices.of(self.cell.name)[e][0] for e in into}
+        evidence = {e: Evidence.of_sensitivity(found, self.cell.name, e) for e in into}
+        stay, decision = keep_inputs(self.cell, kept, evidence, None, count)
+        return self.choices.drop((self.cell.name, e) for e in into if e not in stay), decision
+
+    def _sense(self) -> Sensitivities:
+        return self.supernet.sensitivity(self.settings.evaluation(int(self.rng.integers(2**31)), MINI_BATCH))
+
+
 class Removing(Question):
     """A decision by what the supernet misses."""
 
@@ -132,27 +160,16 @@ class Removing(Question):
     def criterion(self) -> Criterion:
         """What is measured."""
         assert self.settings.criterion != "weight"
+        assert self.settings.criterion != "sensitivity"
         return self.settings.criterion
-
-    @property
-    def sign(self) -> float:
-        """What makes a larger value of the criterion mean that more was lost."""
-        return 1.0 if self.criterion == "loss" else -1.0
 
     def keep_operation(self, e: int, columns: Sequence[int]) -> tuple[Choices, Decision]:
         """Keeps the operation that is missed most; the first of several equal ones."""
         key, edge = (self.cell.name, e), self.cell.edges[e]
-        base, measured = self._remove(
-            self.choices, [([(key, o)], f"{self.cell.name} {edge} without {edge.ops[o]}") for o in columns], self.sign
-        )
-        scores = [self._score(m) for m in measured]
-        best = max(_finishers(measured), key=lambda i: self.sign * scores[i])
-        margins = [self._margin(measured[best], m) for i, m in enumerate(measured) if i != best]
-        candidates = tuple(
-            Candidate(edge.source, edge.node, edge.ops[o], base, scores[i], i == best, measured[i].batches)
-            for i, o in enumerate(columns)
-        )
-        return self.choices.decide(key, columns[best]), self._decision("operation", candidates, measured[best], margins)
+        removals = {o: ([(key, o)], f"{self.cell.name} {edge} without {edge.ops[o]}") for o in columns}
+        base, evidence = self._remove(self.choices, removals, 1.0)
+        op, decision = keep_operation(self.cell, e, evidence, base, self.settings.paired)
+        return self.choices.decide(key, op), decision
 
     def keep_inputs(self, node: int, count: int) -> tuple[Choices, Decision]:
         """Deletes the inputs that are missed least; the last of several equal ones."""
@@ -160,55 +177,56 @@ class Removing(Question):
         left = self._edges_into(node, present)
         while len(left) > count:
             choices = present if self.settings.edge_mode == "cumulative" else self.choices
-            base, measured = self._remove(
-                choices,
-                [
-                    (
-                        [((self.cell.name, e), o) for o in choices.of(self.cell.name)[e]],
-                        f"{self.cell.name} node {node} without the edge from {self.cell.edges[e].source}",
-                    )
-                    for e in left
-                ],
-                -self.sign,
-            )
-            scores = [self._score(m) for m in measured]
-            least = min(_finishers(measured), key=lambda i: (self.sign * scores[i], -i))
-            margins = [self._margin(m, measured[least]) for i, m in enumerate(measured) if i != least]
-            for i, e in enumerate(left):
-                edge, op = self.cell.edges[e], self.choices.of(self.cell.name)[e][0]
-                batches = measured[i].batches
-                candidates.append(Candidate(edge.source, node, edge.ops[op], base, scores[i], i != least, batches))
-            present = present.drop([(self.cell.name, left[least])])
+            removals = {
+                e: (
+                    [((self.cell.name, e), o) for o in choices.of(self.cell.name)[e]],
+                    f"{self.cell.name} node {node} without the edge from {self.cell.edges[e].source}",
+                )
+                for e in left
+            }
+            base, evidence = self._remove(choices, removals, -1.0)
+            least = least_missed(evidence)
+            leads = [found.lead(evidence[least], self.settings.paired) for e, found in evidence.items() if e != least]
+            for e, found in evidence.items():
+                op = self.choices.of(self.cell.name)[e][0]
+                candidates.append(found.candidate(self.cell, e, op, base, e != least))
+            present = present.drop([(self.cell.name, least)])
             left = self._edges_into(node, present)
-        return present, self._decision("inputs", tuple(candidates), measured[least], margins)
+        return present, decision(self.cell, "inputs", candidates, evidence[least], leads)
 
     def _remove(
-        self, choices: Choices, removals: Sequence[_Removal], sign: float
-    ) -> tuple[float | None, list[Measurement]]:
+        self, choices: Choices, removals: Mapping[int, _Removal], direction: float
+    ) -> tuple[float | None, dict[int, Evidence]]:
         """Measures the supernet without some operations, for each removal in turn.
 
         Args:
             choices: What is open.
-            removals: What is removed in each variant.
-            sign: Which of them a race is about: 1 for the largest value of the criterion, -1 for the smallest.
+            removals: What is removed in each variant, and its label.
+            direction: Which of them a race is about: 1 for the one that is missed most, -1 for the least.
 
         Returns:
-            The score of the whole supernet, where it is measured along with the others, and a measurement for each
+            The score of the whole supernet, where it is measured along with the others, and the evidence of each
             removal.
         """
         # One object serves all variants, by which the supernet sees what they have in common.
         mixing = self.supernet.mixing(choices)
-        variants = [self._without(removed, choices, mixing, label) for removed, label in removals]
+        variants = [self._without(removed, choices, mixing, label) for removed, label in removals.values()]
         seed = int(self.rng.integers(2**31))
         if not self.settings.paired:
             # Every candidate gets a pass of its own over pictures in another order, as in the published code.
-            return None, [self.supernet.measure([v], self._evaluation(seed + i))[0] for i, v in enumerate(variants)]
-        whole = Variant(mixing, choices, "nothing removed")
+            passes = (self.supernet.measure([v], self.settings.evaluation(seed + i)) for i, v in enumerate(variants))
+            measured = [m for (m,) in passes]
+            return None, self._evidence(removals, measured)
         race = None
         if self.settings.racing is not None and len(variants) > 1:
-            race = Race(self.settings.racing, sign, tuple(range(1, len(variants) + 1)), self.criterion)
-        base, *measured = self.supernet.measure([whole, *variants], self._evaluation(seed), race)
-        return self._score(base), measured
+            entrants = tuple(range(1, len(variants) + 1))
+            race = Race(self.settings.racing, direction * sign_of(self.criterion), entrants, self.criterion)
+        whole = Variant(mixing, choices, "nothing removed")
+        base, *measured = self.supernet.measure([whole, *variants], self.settings.evaluation(seed), race)
+        return Evidence.of_removal(base, self.criterion).score, self._evidence(removals, measured)
+
+    def _evidence(self, keys: Iterable[int], measured: Sequence[Measurement]) -> dict[int, Evidence]:
+        return {key: Evidence.of_removal(m, self.criterion) for key, m in zip(keys, measured, strict=True)}
 
     def _without(self, removed: Sequence[_Entry], choices: Choices, mixing: Mixing, label: str) -> Variant:
         """The supernet without some operations of this cell type."""
@@ -219,41 +237,3 @@ class Removing(Question):
             return Variant({**mixing, self.cell.name: self.supernet.mixing(less)[self.cell.name]}, less, label)
         # What is not open is not computed: that is weight 0, and no other weight changes.
         return Variant(mixing, less, label)
-
-    def _evaluation(self, seed: int) -> Evaluation:
-        s = self.settings
-        return Evaluation(s.eval_transform == "train", s.eval_batches, s.eval_bn, seed)
-
-    def _score(self, measurement: Measurement) -> float:
-        score = float(measurement.values(self.criterion).mean())
-        if not math.isfinite(score) or not bool(torch.isfinite(measurement.loss).all()):
-            raise InputError(
-                "The supernet's loss is not a finite number, so there is nothing to decide by; it has diverged: search "
-                "again with a smaller --model.learning_rate."
-            )
-        return score
-
-    def _margin(self, missed: Measurement, less: Measurement) -> tuple[float, float, int]:
-        """How much more one candidate is missed than another, the standard error of that, and on how many pictures."""
-        count = min(len(missed.loss), len(less.loss))
-        a, b = (m.values(self.criterion)[:count] for m in (missed, less))
-        paired = self.settings.paired
-        variance = (a - b).var() / count if paired else (a.var() + b.var()) / count
-        return self.sign * float(a.mean() - b.mean()), float(variance.sqrt()), count
-
-    def _decision(
-        self,
-        kind: Literal["operation", "inputs"],
-        candidates: tuple[Candidate, ...],
-        decisive: Measurement,
-        margins: Sequence[tuple[float, float, int]],
-    ) -> Decision:
-        # The closest rival says how clear the decision was.
-        margin, noise, pictures = min(margins, default=(None, None, len(decisive.loss)))
-        return Decision(self.cell.name, kind, self.criterion, candidates, decisive.batches, pictures, margin, noise)
-
-
-def _finishers(measured: Sequence[Measurement]) -> list[int]:
-    """The candidates that were measured to the end."""
-    longest = max(len(m.loss) for m in measured)
-    return [i for i, m in enumerate(measured) if len(m.loss) == longest]

@@ -12,8 +12,8 @@ from typing import Literal
 
 from torch import Tensor
 
-Criterion = Literal["loss", "accuracy"]
-"""What variants are compared by."""
+Criterion = Literal["loss", "accuracy", "divergence"]
+"""What variants are compared by; the divergence is that of their predictions from those of the first variant."""
 
 
 @dataclass(frozen=True, slots=True)

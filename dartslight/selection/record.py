@@ -2,12 +2,15 @@
 
 import csv
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from dartslight.errors import InputError
 from dartslight.genotype import Genotype
-from dartslight.selection.rule import Decision
+from dartslight.selection.rule import Candidate, Decision
 
 COLUMNS = (
     "decision",
@@ -58,6 +61,56 @@ def decisions_csv(decisions: Sequence[Mapping[str, Any]]) -> str:
             row |= {"edge": f"{candidate['node']}<-{candidate['source']}", "chosen": int(candidate["chosen"])}
             writer.writerow({key: "" if value is None else value for key, value in row.items()})
     return text.getvalue()
+
+
+def read_decisions(path: Path) -> list[Decision]:
+    """Reads a decisions.csv.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InputError: If it is no such file.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        grouped = itertools.groupby(rows, key=lambda row: (row["decision"], row["cell"], row["kind"]))
+        return [_decision(list(group)) for _, group in grouped]
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not as dartslight writes it"
+        raise InputError(f"{str(path)!r} cannot be read ({reason}); give the folder of a run that decided.") from None
+
+
+def _decision(rows: Sequence[Mapping[str, str]]) -> Decision:
+    def number(text: str) -> float | None:
+        return float(text) if text else None
+
+    first = rows[0]
+    candidates = [
+        Candidate(
+            int(row["edge"].partition("<-")[2]),
+            int(row["node"]),
+            row["op"],
+            number(row["score_with"]),
+            number(row["score_without"]),
+            row["chosen"] == "1",
+            int(row["batches"]),
+        )
+        for row in rows
+    ]
+    kind: Any = first["kind"]
+    chosen = next((c.batches for c in candidates if c.chosen), 0)
+    return Decision(
+        first["cell"],
+        kind,
+        first["criterion"],
+        tuple(candidates),
+        chosen,
+        int(first["pictures"]),
+        number(first["margin"]),
+        number(first["noise"]),
+    )
 
 
 def in_words(genotype: Genotype, decisions: Sequence[Mapping[str, Any]]) -> str:

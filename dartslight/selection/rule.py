@@ -1,7 +1,7 @@
 """What every selection rule shares: what it is given, what it answers, when it is asked."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -43,6 +43,7 @@ class SearchPlan:
         learns: Whether the architecture parameters learn, so that mixing weights mean something.
         untaught: Numbers of epochs after which the parameters are still as they were drawn, because of a warm-up.
         is_over: Whether it ended before this run, so that nothing can be decided on the way.
+        sees: Whether architecture steps of its last epochs keep sensitivities.
     """
 
     space: SearchSpace
@@ -51,6 +52,7 @@ class SearchPlan:
     learns: bool = True
     untaught: frozenset[int] = frozenset()
     is_over: bool = False
+    sees: bool = True
 
     def check_learned(self, rule: str, points: Sequence[int]) -> None:
         """Checks that mixing weights mean something.
@@ -178,12 +180,14 @@ class Evaluation:
         statistics: Batch normalisation by the ``running`` statistics, by those of each batch (``batch_frozen``), or
             by those of each batch with the running ones following (``batch_update``, published).
         seed: Seeds the order of the pictures, the augmentation, and whatever is random in the network.
+        batch_size: Pictures of a batch, or None for as many as in training.
     """
 
     augmented: bool
     batches: int | None
     statistics: Literal["batch_update", "batch_frozen", "running"]
     seed: int
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,16 +197,33 @@ class Measurement:
     Args:
         loss: Cross-entropy of each picture, (pictures,), float64.
         correct: 1 where the picture was classified rightly, else 0, (pictures,), float64.
+        divergence: Kullback-Leibler divergence of the predicted classes from those of the first variant that was
+            measured along with it, (pictures,), float64; it needs no labels.
         batches: Number of batches.
     """
 
     loss: Tensor
     correct: Tensor
+    divergence: Tensor
     batches: int
 
     def values(self, criterion: Criterion) -> Tensor:
         """Returns the criterion of each picture."""
-        return self.loss if criterion == "loss" else self.correct
+        return {"loss": self.loss, "accuracy": self.correct, "divergence": self.divergence}[criterion]
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivities:
+    """How sensitive the validation loss is to the mixing weights: abs(w * dL/dw) of each batch.
+
+    Args:
+        samples: For each cell type (batches, edges, ops + 1), float64; behind the operations of an edge stands the
+            edge as a whole, abs(sum of w * dL/dw).
+        pictures: Pictures of each batch.
+    """
+
+    samples: Mapping[str, Tensor]
+    pictures: int
 
 
 class Supernet(Protocol):
@@ -231,6 +252,9 @@ class Supernet(Protocol):
         self, variants: Sequence[Variant], evaluation: Evaluation, race: Race | None = None
     ) -> list[Measurement]:
         """Measures all variants on the same pictures in one pass; in a race those that have left it no further."""
+
+    def sensitivity(self, evaluation: Evaluation | None) -> Sensitivities:
+        """Returns the sensitivities on some batches, or those that the architecture steps have seen for None."""
 
     def curvature(self, seed: int, batches: int = 1) -> float:
         """Returns the largest eigenvalue of the Hessian of the validation loss by the architecture parameters.

@@ -1,0 +1,151 @@
+"""Averaging: one architecture from the scores of several supernets.
+
+A supernet's scores are those with which a rule decided it alone. They are made comparable, averaged, and the strongest
+candidate of each decision is kept. Independent supernets disagree where a score is noisy, and the noise of a mean falls
+with their number; what all of them have in common stays, be it what an operation is worth or a bias of the rule.
+
+* A score is how much an operation is missed (the loss without it less that of the whole supernet or, where that was not
+  measured, of the candidate that is missed least; likewise for accuracy and divergence), its sensitivity, or its mixing
+  weight. Negative ones count as 0. Those of all edges of a cell type are divided by their sum, so that every supernet
+  has the same say.
+* Which inputs a node keeps follows in the same way from the scores of its edges, divided by their sum for each node. A
+  progressive rule scores some edges several times; the first score, with all other edges in place, counts.
+* The standard error of a margin is that of its mean over supernets, which contains that over pictures.
+"""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from dartslight.errors import InputError
+from dartslight.selection.evidence import sign_of
+from dartslight.selection.rule import Candidate, Decision, Outcome
+from dartslight.selection.strongest import strongest_inputs
+from dartslight.spaces import Cell, Choices, SearchSpace
+
+_Key = TypeVar("_Key", bound=Hashable)
+
+
+def average(space: SearchSpace, members: Sequence[Sequence[Decision]]) -> Outcome:
+    """Decides by the averaged scores of several supernets.
+
+    Args:
+        space: The search space.
+        members: The decisions of each supernet, all by the same rule.
+
+    Raises:
+        InputError: If the decisions do not score the same operations of every undecided edge, and the inputs of every
+            node that has too many.
+    """
+    choices, decisions = Choices.everything(space), []
+    for cell in space.cells:
+        of_cell = [[d for d in decided if d.cell == cell.name] for decided in members]
+        scores = _normalised([_operation_scores(cell, decided) for decided in of_cell])
+        for e in choices.undecided(cell.name):
+            own = {(e, o): values for (edge, o), values in scores.items() if edge == e}
+            if not own:
+                raise _unscored(f"edge {cell.edges[e]} of the {cell.name} cell")
+            stay, decision = _strongest(cell, own, "operation", 1)
+            choices = choices.decide((cell.name, e), stay[0][1])
+            decisions.append(decision)
+        for node in cell.nodes:
+            kept = {e: choices.of(cell.name)[e][0] for e in choices.kept(cell.name) if cell.edges[e].node == node}
+            if space.inputs_per_node is None or len(kept) <= space.inputs_per_node:
+                continue
+            of_edges = _normalised([_edge_scores(cell, node, decided) for decided in of_cell])
+            if set(of_edges) != set(kept):
+                raise _unscored(f"all inputs of node {node} of the {cell.name} cell")
+            own = {(e, o): of_edges[e] for e, o in kept.items()}
+            stay, decision = _strongest(cell, own, "inputs", space.inputs_per_node)
+            choices = choices.drop((cell.name, e) for e in kept if (e, kept[e]) not in stay)
+            decisions.append(decision)
+    criterion, pictures = members[0][-1].criterion, sum(decided[-1].pictures for decided in members)
+    named = (replace(d, criterion=f"{criterion}, averaged", pictures=pictures) for d in decisions)
+    return Outcome(choices, tuple(named))
+
+
+def _operation_scores(cell: Cell, decided: Sequence[Decision]) -> dict[tuple[int, int], float]:
+    """The score of each operation, by edge and column, that a supernet was decided with."""
+    found = {}
+    for decision in decided:
+        if decision.kind == "operation":
+            for c, score in _scores(decision, decision.candidates):
+                e = _edge_of(cell, c)
+                found[e, cell.edges[e].ops.index(c.op)] = score
+    return found
+
+
+def _edge_scores(cell: Cell, node: int, decided: Sequence[Decision]) -> dict[int, float]:
+    """The first score of each edge into a node that a supernet was decided with."""
+    found: dict[int, float] = {}
+    for decision in decided:
+        if decision.kind == "inputs" and decision.candidates[0].node == node:
+            # One round after another; the first one has each edge once.
+            edges = len({c.source for c in decision.candidates})
+            for c, score in _scores(decision, decision.candidates[:edges]):
+                found[_edge_of(cell, c)] = score
+    return found
+
+
+def _scores(decision: Decision, candidates: Sequence[Candidate]) -> list[tuple[Candidate, float]]:
+    """How much each candidate is missed or weighs."""
+    if candidates[0].score_without is None:
+        return [(c, _known(c.score_with)) for c in candidates]
+    sign = sign_of(decision.criterion)
+    missed = [sign * _known(c.score_without) for c in candidates]
+    bases = [min(missed) if c.score_with is None else sign * c.score_with for c in candidates]
+    return [(c, value - base) for c, value, base in zip(candidates, missed, bases, strict=True)]
+
+
+def _known(score: float | None) -> float:
+    assert score is not None
+    return score
+
+
+def _edge_of(cell: Cell, candidate: Candidate) -> int:
+    places = [(edge.source, edge.node) for edge in cell.edges]
+    return places.index((candidate.source, candidate.node))
+
+
+def _normalised(members: Sequence[Mapping[_Key, float]]) -> dict[_Key, np.ndarray]:
+    """The scores of each candidate in all supernets, (supernets,); those of a supernet sum to 1 where any is above 0.
+
+    Raises:
+        InputError: If the supernets have scored different candidates.
+    """
+    if any(set(member) != set(members[0]) for member in members):
+        raise _unscored("the same candidates in every supernet")
+    table = np.array([[max(0.0, member[key]) for key in members[0]] for member in members])
+    totals = table.sum(axis=1, keepdims=True)
+    table = table / np.where(totals > 0, totals, 1)
+    return {key: table[:, i] for i, key in enumerate(members[0])}
+
+
+def _unscored(what: str) -> InputError:
+    return InputError(
+        f"The decisions of these supernets do not score {what}, so they cannot be averaged; average a rule that scores "
+        "all operations of all edges, such as Sensitivity, LeaveOneOut, Perturbation or Magnitude."
+    )
+
+
+def _strongest(
+    cell: Cell, scores: Mapping[tuple[int, int], np.ndarray], kind: Literal["operation", "inputs"], count: int
+) -> tuple[list[tuple[int, int]], Decision]:
+    """Keeps the candidates with the largest means over supernets, the first of equally strong ones."""
+    keys = list(scores)
+    means = [float(scores[key].mean()) for key in keys]
+    stay = [keys[i] for i in strongest_inputs(dict(enumerate(means)), count)]
+    leads = [scores[a] - scores[b] for a in stay for b in keys if b not in stay]
+    margin, noise = None, None
+    if leads:
+        smallest = min(leads, key=lambda values: float(values.mean()))
+        margin = float(smallest.mean())
+        noise = float(smallest.std(ddof=1)) / math.sqrt(len(smallest)) if len(smallest) > 1 else None
+    candidates = tuple(
+        Candidate(cell.edges[e].source, cell.edges[e].node, cell.edges[e].ops[o], mean, None, (e, o) in stay)
+        for (e, o), mean in zip(keys, means, strict=True)
+    )
+    return stay, Decision(cell.name, kind, "", candidates, margin=margin, noise=noise)
