@@ -1,5 +1,6 @@
 """The commands that need a trainer: Lightning's command line with a selection rule beside model, data and trainer."""
 
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -21,6 +22,12 @@ from dartslight.modules import SearchModule
 from dartslight.run_folder import CONFIG, LAST, RunFolder, folder_of
 from dartslight.selection import Rule
 from dartslight.trainer import SearchTrainer
+
+_UNNAMED = {
+    "model": r"class_path 'lightning\.LightningModule'|required: .*fit\.model",
+    "data": r"Not a valid subclass of ImageData|ImageData is abstract|required: .*fit\.data",
+}
+"""What the parser says of an option whose class it has not been told: it tries the base class."""
 
 
 class DartslightCLI(LightningCLI):
@@ -64,8 +71,21 @@ class DartslightCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses the words of the command line."""
-        self.config = parse(parser, args)
+        """Parses the words of the command line.
+
+        Raises:
+            InputError: If they are not understood.
+        """
+        try:
+            self.config = parse(parser, args)
+        except InputError as error:
+            unnamed = [part for part, said in _UNNAMED.items() if re.search(said, str(error))]
+            if not unnamed:
+                raise
+            raise InputError(
+                f"Nothing has said yet which {' and '.join(unnamed)} to use; begin with a configuration that does, "
+                "such as --config configs/cifar10/base.yaml, and put other configurations and options after it."
+            ) from None
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: checkpoints carry their configuration, see `_configured`."""

@@ -71,14 +71,16 @@ def submit(script: str, tmp_path: Path, tasks: int, *words: str, **more: str) ->
 
 @pytest.mark.ddp
 def test_a_slurm_job_starts_and_goes_on_when_it_is_requeued(tmp_path: Path) -> None:
-    done = submit("search.sbatch", tmp_path, 2, "--trainer.enable_progress_bar=false")
+    # A configuration on top of another one, which alone would be refused when the job goes on.
+    words = ["--trainer.enable_progress_bar=false", '--config={"model": {"init_args": {"weight_decay": 0.001}}}']
+    done = submit("search.sbatch", tmp_path, 2, *words)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Run folder:") == 1
     folder = tmp_path / "runs" / "search-4711" / "version_0"
     assert len({row["decision"] for row in decisions(folder)}) == 6
     before = (folder / "genotype.json").read_text()
     (folder / "genotype.json").unlink()
-    again = submit("search.sbatch", tmp_path, 2, "--trainer.enable_progress_bar=false")
+    again = submit("search.sbatch", tmp_path, 2, *words)
     assert again.returncode == 0, again.stderr[-3000:]
     assert (folder / "genotype.json").read_text() == before
     assert [path.name for path in folder.parent.iterdir()] == ["version_0"]
