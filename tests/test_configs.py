@@ -152,6 +152,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
         "min_learning_rate": 0.0,
         "alpha_learning_rate": 6e-4,
         "alpha_warmup_epochs": 10,
+        "normalise_pools": False,
         "selection.keep": [4],
         "selection.max_skips": None,
     },

@@ -75,6 +75,8 @@ def read_decisions(path: Path) -> list[Decision]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
+        if not rows:
+            raise ValueError
         grouped = itertools.groupby(rows, key=lambda row: (row["decision"], row["cell"], row["kind"]))
         return [_decision(list(group)) for _, group in grouped]
     except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
