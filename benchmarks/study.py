@@ -8,10 +8,16 @@
 One run is one seed of one strategy: a search of ten epochs on 5,000 + 5,000 pictures of 16x16 (a supernet of three
 cells and eight channels), then each selection on that supernet. The seed changes the pictures, their order and the
 weights together. A finished run is never repeated, so the same command goes on where it was stopped. Each run writes
-its rows into OUT/rows/, and OUT/table.csv holds those of all. What a strategy is takes the
-settings of its paper, with the learning rate of the architecture parameters ten times as large, since the search is so
-much shorter; the weights' learning rate, the batch and the first order are the same for all. So R-DARTS has neither
-second order nor cutout here, and FairDARTS no threshold, which a space that keeps all edges does not know.
+its rows into OUT/rows/, and OUT/table.csv holds those of all.
+
+The first part compares strategies, each with four seeds. What a strategy is takes the settings of its paper, with the
+learning rate of the architecture parameters ten times as large, since the search is so much shorter; the weights'
+learning rate, the batch and the first order are the same for all. So R-DARTS has neither second order nor cutout here,
+and FairDARTS no threshold, which a space that keeps all edges does not know. P-DARTS has two stages, of three and six
+cells.
+
+The second part compares selections: twelve seeds of DARTS, numbered from 100, each decided by every rule, and by the
+scores of three supernets averaged (disjoint triples of seeds in order).
 """
 
 import argparse
@@ -29,9 +35,14 @@ import time
 from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # torch takes seconds to import, which --list need not wait for
+    from dartslight.benchmarks import Table
+    from dartslight.selection import Decision
 
 SEEDS = (0, 1, 2, 3)
+RULE_SEEDS = tuple(range(100, 112))
 _STRATEGIES, _RULES = "dartslight.strategies", "dartslight.selection"
 
 SETTING: dict[str, Any] = {
@@ -110,6 +121,13 @@ SELECTIONS: dict[str, dict[str, Any]] = {
 }
 """What decides a finished supernet."""
 
+ONE_SHOT: dict[str, dict[str, Any]] = {
+    **{f"leave-one-out, {c}": _of(_RULES, "LeaveOneOut", criterion=c) for c in ("loss", "accuracy", "divergence")},
+    "sensitivity": _of(_RULES, "Sensitivity", eval_batches=64),
+    "sensitivity, seen in the search": _of(_RULES, "Sensitivity", source="search"),
+}
+"""What decides it as well in the second part."""
+
 ON_THE_WAY: dict[str, dict[str, Any]] = {
     "SGAS": _of(_RULES, "Sgas", warmup_epochs=3, interval=1),
     "SGAS+PT": _of(
@@ -125,7 +143,10 @@ ON_THE_WAY: dict[str, dict[str, Any]] = {
 }
 """What decides during the search, each in a search of its own."""
 
-RUNS = [(name, seed) for name in dict.fromkeys((*STRATEGIES, *ON_THE_WAY)) for seed in SEEDS]
+RUNS = [
+    *((name, seed) for name in dict.fromkeys((*STRATEGIES, *ON_THE_WAY)) for seed in SEEDS),
+    *(("DARTS", seed) for seed in RULE_SEEDS),
+]
 COLUMNS = ("strategy", "selection", "seed", "arch", "cifar10", "cifar100", "seconds")
 
 
@@ -141,13 +162,15 @@ def run(index: int, given: argparse.Namespace) -> None:
     if rows.exists():
         return
     from dartslight.benchmarks import Table
+    from dartslight.genotype import Genotype
 
     table, folder = Table.read(given.table), Path(given.out) / name
     found = []
-    for selection, arch, seconds in architectures(strategy, seed, folder, given.data):
-        entries = table.look_up(arch)
-        values = (entries["cifar10_test"].value, entries["cifar100_test"].value)
-        found.append(dict(zip(COLUMNS, (strategy, selection, seed, arch, *values, seconds), strict=True)))
+    for selection, version, seconds in decided(strategy, seed, folder, given.data):
+        arch = Genotype.load(version / "genotype.json").to_nasbench201()
+        row = (strategy, selection, seed, arch, *true_accuracies(table, arch), seconds)
+        scores = {"scores": scores_of(version)} if seed in RULE_SEEDS else {}
+        found.append({**dict(zip(COLUMNS, row, strict=True)), **scores})
     rows.parent.mkdir(parents=True, exist_ok=True)
     part = rows.with_suffix(".part")
     part.write_text(json.dumps(found))
@@ -156,8 +179,25 @@ def run(index: int, given: argparse.Namespace) -> None:
     print(f"{index}: {strategy}, seed {seed}: " + ", ".join(f"{r['selection']} {r['cifar10']:.2f}" for r in found))
 
 
-def architectures(strategy: str, seed: int, folder: Path, data: str) -> list[tuple[str, str, float]]:
-    """Searches once and returns selection, architecture and seconds of each rule."""
+def true_accuracies(table: "Table", arch: str) -> tuple[float, float]:
+    """Returns what a table says of an architecture: CIFAR-10 and CIFAR-100."""
+    entries = table.look_up(arch)
+    return entries["cifar10_test"].value, entries["cifar100_test"].value
+
+
+def scores_of(version: Path) -> list[list[Any]]:
+    """Returns criterion, source, node, operation and both scores of every candidate."""
+    from dartslight.selection.record import read_decisions
+
+    return [
+        [decision.criterion, c.source, c.node, c.op, c.score_with, c.score_without]
+        for decision in read_decisions(version / "decisions.csv")
+        for c in decision.candidates
+    ]
+
+
+def decided(strategy: str, seed: int, folder: Path, data: str) -> list[tuple[str, Path, float]]:
+    """Searches once and returns selection, folder and seconds of each rule."""
     config = json.loads(json.dumps(SETTING))
     config["seed_everything"] = seed
     config["model"]["init_args"] |= STRATEGIES.get(strategy, {})
@@ -168,16 +208,16 @@ def architectures(strategy: str, seed: int, folder: Path, data: str) -> list[tup
     decide("fit", config, folder / "search")
     learns = strategy != "blank"
     rules = {name: rule for name, rule in SELECTIONS.items() if learns or name.startswith("perturbation")}
+    rules |= ONE_SHOT if seed in RULE_SEEDS else {}
     return [
         (name, *decide("select", {"selection": rule}, folder / str(i), f"--supernet={last}"))
         for i, (name, rule) in enumerate(rules.items())
     ]
 
 
-def decide(command: str, config: dict[str, Any], folder: Path, *words: str) -> tuple[str, float]:
-    """Runs a command, or goes on with it, and returns the architecture if there is one, and the seconds it took."""
+def decide(command: str, config: dict[str, Any], folder: Path, *words: str) -> tuple[Path, float]:
+    """Runs a command, or goes on with it, and returns the folder of the run and the seconds it took."""
     from dartslight.cli import main
-    from dartslight.genotype import Genotype
 
     start, genotype = time.perf_counter(), folder / "version_0" / "genotype.json"
     done = genotype if "selection" in config else folder / "done"
@@ -194,7 +234,7 @@ def decide(command: str, config: dict[str, Any], folder: Path, *words: str) -> t
         if done != genotype:
             done.touch()
     seconds = time.perf_counter() - start
-    return Genotype.load(genotype).to_nasbench201() if genotype.exists() else "", round(seconds, 1)
+    return genotype.parent, round(seconds, 1)
 
 
 def collect(out: Path) -> list[dict[str, Any]]:
@@ -206,7 +246,7 @@ def collect(out: Path) -> list[dict[str, Any]]:
         return []
     part = out / f"table.csv.{os.getpid()}"
     with part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(found)
     part.replace(out / "table.csv")
@@ -230,8 +270,69 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.2f}{deviation}"
 
 
-def report(rows: Sequence[dict[str, Any]], table: str) -> str:
+def report(rows: Sequence[dict[str, Any]], path: str) -> str:
     """Returns the results as Markdown."""
+    from dartslight.benchmarks import Table
+
+    table = Table.read(path)
+    parts = [[row for row in rows if row["seed"] in seeds] for seeds in (SEEDS, RULE_SEEDS)]
+    texts = [compared(parts[0]), averaged(parts[1], table), "Controls, from the table itself: " + controls(table)]
+    return "\n\n".join(text for text in texts if text)
+
+
+def averaged(rows: Sequence[dict[str, Any]], table: "Table") -> str:
+    """Returns every rule on single supernets, and on the averaged scores of three, as Markdown."""
+    from dartslight.genotype import Genotype
+    from dartslight.selection.average import average
+    from dartslight.spaces import NASBENCH201
+
+    if not rows:
+        return ""
+    lines = [
+        "| selection | supernets | CIFAR-10 | CIFAR-100 | against magnitude | triples | CIFAR-10 | CIFAR-100 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    by_rule: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        by_rule.setdefault(row["selection"], {})[row["seed"]] = row
+    for selection, own in by_rule.items():
+        triples = [t for t in zip(*[iter(RULE_SEEDS)] * 3, strict=True) if own.keys() >= set(t)]
+        found = []
+        for triple in triples:
+            outcome = average(NASBENCH201, [decisions_of(own[seed]["scores"]) for seed in triple])
+            arch = Genotype.from_choices(NASBENCH201, outcome.choices).to_nasbench201()
+            found.append(true_accuracies(table, arch))
+        single = [spread([row[key] for row in own.values()]) for key in ("cifar10", "cifar100")]
+        together = [spread([values[i] for values in found]) if found else "" for i in range(2)]
+        against = "" if selection == "magnitude" else paired(own, by_rule.get("magnitude", {}))
+        cells = [selection, str(len(own)), *single, against, str(len(triples)), *together]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def decisions_of(scores: Sequence[Sequence[Any]]) -> "list[Decision]":
+    """Returns decisions with these scores, see `scores_of`."""
+    from dartslight.selection import Candidate, Decision
+
+    found = []
+    for (criterion, source, node), group in itertools.groupby(scores, key=lambda row: tuple(row[:3])):
+        candidates = tuple(Candidate(source, node, op, a, b, chosen=False) for *_, op, a, b in group)
+        found.append(Decision("cell", "operation", criterion, candidates))
+    return found
+
+
+def paired(own: dict[int, dict[str, Any]], base: dict[int, dict[str, Any]]) -> str:
+    """Returns how much better one selection is than another on the same supernets, with an exact test, in words."""
+    both = sorted(own.keys() & base.keys())
+    if not both:
+        return ""
+    differences = [own[s]["cifar10"] - base[s]["cifar10"] for s in both]
+    wins = sum(d > 0 for d in differences)
+    return f"{statistics.mean(differences):+.2f}, better in {wins} of {len(both)}, p = {sign_flip(differences):.3f}"
+
+
+def compared(rows: Sequence[dict[str, Any]]) -> str:
+    """Returns every strategy with every selection as Markdown."""
     lines = [
         "| strategy | selection | seeds | CIFAR-10 | CIFAR-100 | against magnitude (CIFAR-10) |",
         "|---|---|---|---|---|---|",
@@ -242,23 +343,14 @@ def report(rows: Sequence[dict[str, Any]], table: str) -> str:
     for (strategy, selection), group in groups.items():
         own = {r["seed"]: r for r in group}
         base = {r["seed"]: r for r in rows if (r["strategy"], r["selection"]) == (strategy, "magnitude")}
-        against = ""
-        if selection != "magnitude" and (both := sorted(own.keys() & base.keys())):
-            differences = [own[s]["cifar10"] - base[s]["cifar10"] for s in both]
-            wins = sum(d > 0 for d in differences)
-            against = f"{statistics.mean(differences):+.2f}, better in {wins} of {len(both)}"
-            against += f", p = {sign_flip(differences):.3f}"
+        against = "" if selection == "magnitude" else paired(own, base)
         ten, hundred = ([r[key] for r in own.values()] for key in ("cifar10", "cifar100"))
         lines.append(f"| {strategy} | {selection} | {len(own)} | {spread(ten)} | {spread(hundred)} | {against} |")
-    lines += ["", "Controls, from the table itself: " + controls(table)]
     return "\n".join(lines)
 
 
-def controls(table: str) -> str:
+def controls(known: "Table") -> str:
     """Returns what needs no search: a random architecture, the all-3x3 cell, the best of the table."""
-    from dartslight.benchmarks import Table
-
-    known = Table.read(table)
     conv = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
     words = []
     for name in ("cifar10_test", "cifar100_test"):
