@@ -52,8 +52,23 @@ def test_values_and_ranks(tmp_path: Path, name: str, content: bytes) -> None:
 
 def test_render(tmp_path: Path) -> None:
     assert Table.read(write(tmp_path, SMALL)).render(C) == (
-        f"{C}\naccuracy   10    rank 3 of 3 (1 = largest)\nparams    -32.5  rank 3 of 3 (1 = largest)"
+        f"{C}\naccuracy   10    rank 3 of 3 (1 = largest)\nparams    -32.5  rank 3 of 3 (1 = largest)\n"
+        "Without a search\n"
+        "  random: accuracy 65.67 ± 48.21, params 399,992 ± 692,828\n"
+        "  largest: accuracy 93.50, params 1,200,000"
     )
+
+
+def test_controls_are_those_of_the_whole_benchmark() -> None:
+    """The figures are known from the literature: 93.76 for the cell of 3x3 convolutions, 94.37 for the best one."""
+    controls = Table.read(real("nasbench201.csv.gz")).controls()
+    accuracies = {name: of["cifar10_test"] for name, of in controls.items()}
+    assert accuracies == {
+        "random": "87.06 ± 12.94",
+        "random convolutions": "93.20 ± 0.60",
+        "all 3x3": "93.76",
+        "largest": "94.37",
+    }
 
 
 def test_an_architecture_that_is_not_there_is_refused(tmp_path: Path) -> None:

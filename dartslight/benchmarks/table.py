@@ -5,7 +5,9 @@ import gzip
 import io
 import math
 import re
+import statistics
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,10 @@ _ARCH = re.compile(
         "".join(rf"\|(?:{_OPS})~{source}" for source in range(node)) + r"\|" for node in NASBENCH201.cells[0].nodes
     )
 )
+
+_NAMES = re.compile(r"\|([^|~]+)~")
+_CONVOLUTIONS = ("nor_conv_1x1", "nor_conv_3x3")
+_ALL_3X3 = "+".join("".join(f"|nor_conv_3x3~{i}" for i in range(n)) + "|" for n in NASBENCH201.cells[0].nodes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +110,26 @@ class Table:
             for title, values in self.columns.items()
         }
 
+    def controls(self) -> dict[str, dict[str, str]]:
+        """Returns, by name and column, what is reached without a search: what any result must be compared with.
+
+        These are a random architecture, one of random convolutions (mean ± standard deviation of all such ones), the
+        one with a 3x3 convolution on every edge, and the largest value. What the table does not hold is left out.
+        """
+        convolutions = [row for arch, row in self.rows.items() if set(_NAMES.findall(arch)) <= set(_CONVOLUTIONS)]
+        groups = {"random": list(self.rows.values()), "random convolutions": convolutions}
+        found = {
+            name: {title: _spread([values[row] for row in rows]) for title, values in self.columns.items()}
+            for name, rows in groups.items()
+            if len(rows) > 1
+        }
+        same = self.rows.get(_ALL_3X3)
+        if same is not None:
+            found["all 3x3"] = {title: _short(values[same]) for title, values in self.columns.items()}
+        return {**found, "largest": {title: _short(max(values)) for title, values in self.columns.items()}}
+
     def render(self, arch: str) -> str:
-        """Returns what the table says of an architecture, for a person to read."""
+        """Returns what the table says of an architecture, and of the controls, for a person to read."""
         entries = self.look_up(arch)
         values = {title: f"{entry.value:,.10g}" for title, entry in entries.items()}
         whole = max(len(value.partition(".")[0]) for value in values.values())
@@ -117,7 +141,17 @@ class Table:
                 f"{title:<{name_width}}  {padded[title]:<{width}}  rank {entry.rank:,} of {entry.of:,} (1 = largest)"
                 for title, entry in entries.items()
             ]
+            + ["Without a search"]
+            + [f"  {name}: " + ", ".join(f"{t} {v}" for t, v in of.items()) for name, of in self.controls().items()]
         )
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{_short(statistics.mean(values))} ± {_short(statistics.stdev(values))}"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.2f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _text(path: Path, name: str) -> str:

@@ -40,6 +40,13 @@ class TrueAccuracy(Callback):
         values = {f"true/{name}": entry.value for name, entry in entries.items()}
         pl_module.log_dict(values, on_step=False, on_epoch=True, rank_zero_only=True)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints what the table says of the architecture that was decided, beside what needs no search."""
+        assert isinstance(pl_module, SearchModule)
+        if trainer.is_global_zero and not any(pl_module.choices.undecided(c.name) for c in pl_module.space.cells):
+            arch = Genotype.from_choices(pl_module.space, pl_module.choices).to_nasbench201()
+            print(f"\n{self.table.render(arch)}\n")
+
 
 def leading(module: SearchModule) -> Genotype:
     """Returns the architecture with the largest mixing weights, decided edges as they are."""
