@@ -20,22 +20,14 @@ The second part compares selections: twelve seeds of DARTS, numbered from 100, e
 scores of three supernets averaged (disjoint triples of seeds in order).
 """
 
-import argparse
-import contextlib
-import csv
-import io
 import itertools
 import json
-import os
 import re
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from resumable import Study, decide, paired, spread
 
 if TYPE_CHECKING:  # torch takes seconds to import, which --list need not wait for
     from dartslight.benchmarks import Table
@@ -147,36 +139,30 @@ RUNS = [
     *((name, seed) for name in dict.fromkeys((*STRATEGIES, *ON_THE_WAY)) for seed in SEEDS),
     *(("DARTS", seed) for seed in RULE_SEEDS),
 ]
-COLUMNS = ("strategy", "selection", "seed", "arch", "cifar10", "cifar100", "seconds")
 
 
 # --------------------------------------------------------------------------------------------------------------- runs
 
 
-def run(index: int, given: argparse.Namespace) -> None:
-    """Takes one run, unless it is finished, and writes its rows."""
-    strategy, seed = RUNS[index]
-    # By name, so that a new strategy in the list leaves the finished runs as they are.
-    name = re.sub("[^A-Za-z0-9+-]+", "_", f"{strategy} seed {seed}")
-    rows = Path(given.out) / "rows" / f"{name}.json"
-    if rows.exists():
-        return
+def name_of(strategy: str, seed: int) -> str:
+    """Returns the name of a run, which stays the same when others are added."""
+    return re.sub("[^A-Za-z0-9+-]+", "_", f"{strategy} seed {seed}")
+
+
+def run(index: int, folder: Path, given: Any) -> list[dict[str, Any]]:
+    """Takes one run and returns a row for each selection."""
     from dartslight.benchmarks import Table
     from dartslight.genotype import Genotype
 
-    table, folder = Table.read(given.table), Path(given.out) / name
+    (strategy, seed), table = RUNS[index], Table.read(given.table)
     found = []
     for selection, version, seconds in decided(strategy, seed, folder, given.data):
         arch = Genotype.load(version / "genotype.json").to_nasbench201()
-        row = (strategy, selection, seed, arch, *true_accuracies(table, arch), seconds)
-        scores = {"scores": scores_of(version)} if seed in RULE_SEEDS else {}
-        found.append({**dict(zip(COLUMNS, row, strict=True)), **scores})
-    rows.parent.mkdir(parents=True, exist_ok=True)
-    part = rows.with_suffix(".part")
-    part.write_text(json.dumps(found))
-    part.replace(rows)
-    collect(Path(given.out))
-    print(f"{index}: {strategy}, seed {seed}: " + ", ".join(f"{r['selection']} {r['cifar10']:.2f}" for r in found))
+        ten, hundred = true_accuracies(table, arch)
+        row = {"strategy": strategy, "selection": selection, "seed": seed, "arch": arch}
+        row |= {"cifar10": ten, "cifar100": hundred, "seconds": seconds}
+        found.append(row | ({"scores": scores_of(version)} if seed in RULE_SEEDS else {}))
+    return found
 
 
 def true_accuracies(table: "Table", arch: str) -> tuple[float, float]:
@@ -215,66 +201,16 @@ def decided(strategy: str, seed: int, folder: Path, data: str) -> list[tuple[str
     ]
 
 
-def decide(command: str, config: dict[str, Any], folder: Path, *words: str) -> tuple[Path, float]:
-    """Runs a command, or goes on with it, and returns the folder of the run and the seconds it took."""
-    from dartslight.cli import main
-
-    start, genotype = time.perf_counter(), folder / "version_0" / "genotype.json"
-    done = genotype if "selection" in config else folder / "done"
-    if not done.exists():
-        if folder.exists():
-            for file in sorted(folder.rglob("*"), reverse=True):
-                file.unlink() if file.is_file() else file.rmdir()
-        root = f"--trainer.default_root_dir={folder}"
-        quiet = io.StringIO()
-        with contextlib.redirect_stdout(quiet):
-            code = main([command, f"--config={json.dumps(config)}", root, *words])
-        if code != 0:
-            raise SystemExit(f"{command} ended with code {code}: {quiet.getvalue()[-2000:]}")
-        if done != genotype:
-            done.touch()
-    seconds = time.perf_counter() - start
-    return genotype.parent, round(seconds, 1)
-
-
-def collect(out: Path) -> list[dict[str, Any]]:
-    """Writes the table of all rows so far, and returns them."""
-    found = [row for file in sorted((out / "rows").glob("*.json")) for row in json.loads(file.read_text())]
-    names = list(dict.fromkeys(name for name, _ in RUNS))
-    found.sort(key=lambda row: (names.index(row["strategy"]), row["seed"]))
-    if not found:
-        return []
-    part = out / f"table.csv.{os.getpid()}"
-    with part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(found)
-    part.replace(out / "table.csv")
-    return found
-
-
 # ------------------------------------------------------------------------------------------------------------- report
 
 
-def sign_flip(differences: Sequence[float]) -> float:
-    """Returns the two-sided p-value of an exact paired test: how often random signs give as large a mean."""
-    observed = abs(sum(differences))
-    signs = list(itertools.product((1, -1), repeat=len(differences)))
-    hits = sum(abs(sum(s * d for s, d in zip(row, differences, strict=True))) >= observed - 1e-9 for row in signs)
-    return hits / len(signs)
-
-
-def spread(values: Sequence[float]) -> str:
-    """Returns mean and standard deviation in words."""
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation}"
-
-
-def report(rows: Sequence[dict[str, Any]], path: str) -> str:
+def report(rows: Sequence[dict[str, Any]], given: Any) -> str:
     """Returns the results as Markdown."""
     from dartslight.benchmarks import Table
 
-    table = Table.read(path)
+    table = Table.read(given.table)
+    names = list(dict.fromkeys(name for name, _ in RUNS))
+    rows = sorted(rows, key=lambda row: (names.index(row["strategy"]), row["seed"]))
     parts = [[row for row in rows if row["seed"] in seeds] for seeds in (SEEDS, RULE_SEEDS)]
     texts = [
         compared(parts[0]),
@@ -308,7 +244,7 @@ def averaged(rows: Sequence[dict[str, Any]], table: "Table") -> str:
             found.append(true_accuracies(table, arch))
         single = [spread([row[key] for row in own.values()]) for key in ("cifar10", "cifar100")]
         together = [spread([values[i] for values in found]) if found else "" for i in range(2)]
-        against = "" if selection == "magnitude" else paired(own, by_rule.get("magnitude", {}))
+        against = "" if selection == "magnitude" else paired_words(own, by_rule.get("magnitude", {}))
         cells = [selection, str(len(own)), *single, against, str(len(triples)), *together]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -325,16 +261,6 @@ def decisions_of(scores: Sequence[Sequence[Any]]) -> "list[Decision]":
     return found
 
 
-def paired(own: dict[int, dict[str, Any]], base: dict[int, dict[str, Any]]) -> str:
-    """Returns how much better one selection is than another on the same supernets, with an exact test, in words."""
-    both = sorted(own.keys() & base.keys())
-    if not both:
-        return ""
-    differences = [own[s]["cifar10"] - base[s]["cifar10"] for s in both]
-    wins = sum(d > 0 for d in differences)
-    return f"{statistics.mean(differences):+.2f}, better in {wins} of {len(both)}, p = {sign_flip(differences):.3f}"
-
-
 def compared(rows: Sequence[dict[str, Any]]) -> str:
     """Returns every strategy with every selection as Markdown."""
     lines = [
@@ -347,7 +273,7 @@ def compared(rows: Sequence[dict[str, Any]]) -> str:
     for (strategy, selection), group in groups.items():
         own = {r["seed"]: r for r in group}
         base = {r["seed"]: r for r in rows if (r["strategy"], r["selection"]) == (strategy, "magnitude")}
-        against = "" if selection == "magnitude" else paired(own, base)
+        against = "" if selection == "magnitude" else paired_words(own, base)
         ten, hundred = ([r[key] for r in own.values()] for key in ("cifar10", "cifar100"))
         lines.append(f"| {strategy} | {selection} | {len(own)} | {spread(ten)} | {spread(hundred)} | {against} |")
     return "\n".join(lines)
@@ -359,45 +285,24 @@ def controls(known: "Table") -> str:
     return "; ".join(f"{name} {' / '.join(of[t] for t in titles)}" for name, of in known.controls().items()) + "."
 
 
-def main() -> None:
-    """Does what the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder with train/<class>/*.png of CIFAR-10")
-    parser.add_argument("--table", help="NAS-Bench-201's accuracies as a CSV file (plain or .gz)")
-    parser.add_argument("--out", default="runs/study", help="folder of all runs (default: runs/study)")
-    parser.add_argument("--list", action="store_true", help="list the runs by their index")
-    parser.add_argument("--index", type=int, help="take only this run")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, one thread each (default: 1)")
-    parser.add_argument("--report", action="store_true", help="print the results so far as Markdown")
-    given = parser.parse_args()
-    if given.list:
-        print("\n".join(f"{i}: {strategy}, seed {seed}" for i, (strategy, seed) in enumerate(RUNS)))
-    elif not given.table or not Path(given.table).is_file():
-        parser.error(f"--table must be NAS-Bench-201's accuracies as a CSV file, but it is {given.table}")
-    elif given.report and not (rows := collect(Path(given.out))):
-        parser.error(f"no run of --out {given.out} is finished; start the runs with --data, or give another folder")
-    elif given.report:
-        print(report(rows, given.table))
-    elif not given.data:
-        parser.error("a run needs --data; --list and --report do not")
-    elif given.index is not None and not 0 <= given.index < len(RUNS):
-        parser.error(f"--index is {given.index}, but there are the runs 0 to {len(RUNS) - 1}")
-    elif given.index is not None:
-        run(given.index, given)
-    else:
-        # Each run in a process of its own: seeds first, so that all strategies grow together.
-        order = sorted(range(len(RUNS)), key=lambda i: RUNS[i][1])
-        with ThreadPool(given.jobs) as pool:
-            codes = pool.map(lambda i: in_process(i, given), order, chunksize=1)
-        raise SystemExit(any(codes))
-
-
-def in_process(index: int, given: argparse.Namespace) -> int:
-    """Takes one run in a process of its own and returns its exit code."""
-    words = [f"--data={given.data}", f"--table={given.table}", f"--out={given.out}", f"--index={index}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, __file__, *words], env=environment, check=False).returncode
+def paired_words(own: dict[int, dict[str, Any]], base: dict[int, dict[str, Any]]) -> str:
+    """Returns how much better one selection is than another on the same supernets, in words."""
+    both = sorted(own.keys() & base.keys())
+    return paired([own[seed]["cifar10"] - base[seed]["cifar10"] for seed in both])
 
 
 if __name__ == "__main__":
-    main()
+    Study(
+        doc=__doc__,
+        runs=[name_of(*run) for run in RUNS],
+        take=run,
+        report=report,
+        needs={
+            "data": "folder with train/<class>/*.png of CIFAR-10",
+            "table": "NAS-Bench-201's accuracies as a CSV file (plain or .gz)",
+        },
+        report_needs=["table"],
+        out="runs/study",
+        # Seeds first, so that all strategies grow together.
+        order=sorted(range(len(RUNS)), key=lambda i: RUNS[i][1]),
+    ).main()
