@@ -18,7 +18,7 @@ from dartslight.cli import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = ("fit", "validate", "test", "predict", "select", "lookup", "draw")
+COMMANDS = ("fit", "validate", "test", "predict", "select", "ensemble", "lookup", "draw")
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 
 SHORT = [
@@ -140,7 +140,7 @@ def filled_in(words: list[str], stand_ins: dict[str, str]) -> list[str]:
         filled.append(option + equals + stand_ins.get(first, first) + slash + rest)
     if goes_on:
         return [*filled, "--trainer.max_steps=-1"]  # the stop is in the checkpoint's configuration
-    if words[0] != "fit":
+    if words[0] not in ("fit", "ensemble"):
         return filled
     own_pictures = any("ImageFolder" in word for word in words)
     configs = [yaml.safe_load(Path(path).read_text()) for path in values_of("--config", filled)]
@@ -156,8 +156,8 @@ def test_the_commands_of_the_readme_run(stand_ins: dict[str, str], tmp_path: Pat
         before = set(tmp_path.rglob("config.yaml"))
         assert main(filled) == 0, filled
         ran.append(words[0])
-        is_new = words[0] == "select" or (words[0] == "fit" and not values_of("--ckpt_path", words))
-        assert len(set(tmp_path.rglob("config.yaml")) - before) == is_new, filled
+        new = {"select": 1, "fit": int(not values_of("--ckpt_path", words)), "ensemble": 4}.get(words[0], 0)
+        assert len(set(tmp_path.rglob("config.yaml")) - before) == new, filled
         for output in values_of("-o", filled):
             assert (tmp_path / output).stat().st_size > 0
     assert {"fit", "select", "test", "draw", "lookup"} <= set(ran)
