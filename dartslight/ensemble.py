@@ -125,7 +125,7 @@ def _fit(folder: Path, seed: int, words: Sequence[str]) -> None:
 
 def _member(folder: Path, seed: int) -> Path:
     """The folder of the newest run with a seed."""
-    root = folder / f"supernet_{seed}"
+    root = folder / f"seed_{seed}"
     found = [p for p in root.glob("version_*") if p.name.removeprefix("version_").isdigit()]
     newest = max(found, key=lambda p: int(p.name.removeprefix("version_")), default=root / "version_0")
     return next((p for p in found if (p / GENOTYPE).exists()), newest)

@@ -159,9 +159,9 @@ def test_an_ensemble_is_trained_piece_by_piece_and_decided_at_the_end(
     words = ["ensemble", "--seeds", "4", "5", f"--folder={folder}", *QUICK, *SENSITIVE]
     assert main([*words, "--index=1"]) == 0
     assert not (folder / "genotype.json").exists()
-    first = (folder / "supernet_5" / "version_0" / "decisions.csv").read_text()
+    first = (folder / "seed_5" / "version_0" / "decisions.csv").read_text()
     assert main(words) == 0
-    members = [folder / f"supernet_{seed}" / "version_0" for seed in (4, 5)]
+    members = [folder / f"seed_{seed}" / "version_0" for seed in (4, 5)]
     assert (members[1] / "decisions.csv").read_text() == first
     seeds = [yaml.safe_load((m / "config.yaml").read_text())["seed_everything"] for m in members]
     assert seeds == [4, 5]
@@ -179,7 +179,7 @@ def test_an_ensemble_is_trained_piece_by_piece_and_decided_at_the_end(
     assert len(list(root.glob("version_0/supernet_*/version_0/genotype.json"))) == 2
     # One more supernet as long as decisions are not clear.
     assert main([*words, "--until_margin=1e9", "--max_supernets=3"]) == 0
-    assert (folder / "supernet_6" / "version_0" / "genotype.json").exists()
+    assert (folder / "seed_6" / "version_0" / "genotype.json").exists()
     assert "one more supernet, with seed 6" in capfd.readouterr().out
 
 
@@ -192,7 +192,7 @@ def test_an_ensemble_that_was_killed_goes_on(tmp_path: Path) -> None:
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
     stopped = tmp_path / "stopped"
     with subprocess.Popen(command(stopped), stdout=subprocess.DEVNULL, start_new_session=True) as child:
-        last = stopped / "supernet_1" / "version_0" / "checkpoints" / "last.ckpt"
+        last = stopped / "seed_1" / "version_0" / "checkpoints" / "last.ckpt"
         deadline = time.monotonic() + 300
         while not last.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
