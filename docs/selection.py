@@ -1,0 +1,81 @@
+"""The picture of docs/selection.md: what becomes of each rule when more and more supernets decide together.
+
+    python docs/selection.py --table nasbench201.csv.gz [--out docs/study]
+
+Drawn from the finished runs of the second part of `benchmarks/study.py`: for each number of supernets the mean and the
+standard deviation of the true accuracy over up to 200 groups of them.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from study import RULE_SEEDS, decisions_of, true_accuracies  # noqa: E402
+
+from dartslight.benchmarks import Table  # noqa: E402
+from dartslight.genotype import Genotype  # noqa: E402
+from dartslight.selection.average import average  # noqa: E402
+from dartslight.spaces import NASBENCH201  # noqa: E402
+
+RULES = {
+    "magnitude": "#d55e00",
+    "perturbation, official": "#cc79a7",
+    "perturbation, paired": "#56b4e9",
+    "leave-one-out, loss": "#009e73",
+    "sensitivity": "#0072b2",
+}
+GROUPS = 200
+
+
+def main() -> None:
+    """Draws the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", required=True, help="NAS-Bench-201's accuracies as a CSV file (plain or .gz)")
+    parser.add_argument("--out", default=str(ROOT / "docs" / "study"), help="folder of the study's runs")
+    given = parser.parse_args()
+    table = Table.read(given.table)
+    scores: dict[str, list[list[list[object]]]] = {}
+    for seed in RULE_SEEDS:
+        path = Path(given.out) / "rows" / f"DARTS_seed_{seed}.json"
+        for row in json.loads(path.read_text()) if path.exists() else []:
+            scores.setdefault(row["selection"], []).append(row["scores"])
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    rng = np.random.default_rng(0)
+    for rule, colour in RULES.items():
+        members = [decisions_of(of_seed) for of_seed in scores[rule]]
+        counts = range(1, min(6, len(members)) + 1)
+        means, deviations = [], []
+        for count in counts:
+            groups = list(itertools.combinations(range(len(members)), count))
+            drawn = [groups[i] for i in rng.permutation(len(groups))[:GROUPS]]
+            found = []
+            for group in drawn:
+                choices = average(NASBENCH201, [members[i] for i in group]).choices
+                arch = Genotype.from_choices(NASBENCH201, choices).to_nasbench201()
+                found.append(true_accuracies(table, arch)[0])
+            means.append(np.mean(found))
+            deviations.append(np.std(found))
+        low, high = (np.array(means) + sign * np.array(deviations) for sign in (-1, 1))
+        axes.fill_between(counts, low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.plot(counts, means, color=colour, marker="o", label=rule)
+    controls = {"all 3x3": "--", "largest": ":"}
+    for name, style in controls.items():
+        value = float(table.controls()[name]["cifar10_test"])
+        axes.axhline(value, color="grey", linestyle=style, linewidth=1)
+        axes.annotate(name, (1, value), textcoords="offset points", xytext=(0, 2), color="grey", fontsize=8)
+    axes.set(xlabel="supernets that decide together", ylabel="true accuracy on CIFAR-10, %", ylim=(82, 95.5))
+    axes.legend(loc="lower right", frameon=False, fontsize=8)
+    figure.savefig(ROOT / "docs" / "selection.svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
