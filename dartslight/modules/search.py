@@ -272,7 +272,7 @@ class SearchModule(LightningModule):
 
         def loss(rows: Rows) -> Tensor:
             mixing = self.architecture.compose(rows, self.choices, self.progress)
-            return F.cross_entropy(self.supernet(batch.images, mixing, self.choices), batch.labels)
+            return self._loss_scale * F.cross_entropy(self.supernet(batch.images, mixing, self.choices), batch.labels)
 
         return self.architecture.sample(self.choices, self.progress, None if self.smoothing is None else disturbed)
 
@@ -365,7 +365,7 @@ class SearchModule(LightningModule):
             weight_decay=self.weight_decay,
             momentum_buffers=[states[w].get("momentum_buffer") if w in states else None for w in weights],
             average=functools.partial(average, self.trainer),
-            loss_scale=1.0 if self._scaler is None else self._scaler.scale(torch.ones((), device=self.device)),
+            loss_scale=self._loss_scale,
         )
 
     def _assign_alpha_gradients(self, gradients: Sequence[Tensor]) -> None:
@@ -376,13 +376,17 @@ class SearchModule(LightningModule):
             means = [mean * (self.alpha_clip_norm / (norm + 1e-6)).clamp(max=1.0) for mean in means]
         for alpha, mean in zip(self.architecture.parameters(), means, strict=True):
             alpha.grad = mean if self._scaler is None else self._scaler.scale(mean)
-            if self._scaler is None:
-                self.finite.note("architecture gradient", self.global_step, mean)
+            self.finite.note_gradient(self.trainer, "architecture gradient", mean)
 
     @property
     def _scaler(self) -> Any:
         """What scales losses and gradients where numbers have 16 bits, or None."""
         return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    @property
+    def _loss_scale(self) -> Tensor | float:
+        """What a loss is multiplied by while it is differentiated."""
+        return 1.0 if self._scaler is None else self._scaler.scale(torch.ones((), device=self.device))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clips the weight gradients; here they are unscaled in every precision."""
