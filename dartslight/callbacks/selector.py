@@ -1,6 +1,7 @@
 """Runs a selection rule on the supernet that is being trained: asks it when it is due, and keeps what it answered."""
 
 import time
+from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,7 +13,7 @@ from dartslight.errors import InputError
 from dartslight.genotype import Genotype
 from dartslight.modules import SearchModule
 from dartslight.report import save_drawing
-from dartslight.run_folder import DECISIONS, GENOTYPE, SEARCHED, folder_of, write_whole
+from dartslight.run_folder import DECISIONS, GENOTYPE, SEARCHED, by_first_device, folder_of, write_whole
 from dartslight.seeding import run_seed
 from dartslight.selection import Rule, Schedule
 from dartslight.selection.record import decisions_csv, in_words, record
@@ -140,18 +141,17 @@ class Selector(Callback):
             self._decisions.append(record(decision, len(self._decisions), epochs, seconds))
         self._points += 1
         folder = folder_of(trainer)
-        if folder is not None and trainer.is_global_zero:
-            write_whole(folder.path / DECISIONS, decisions_csv(self._decisions))
+        if folder is not None:
+            path = folder.path / DECISIONS
+            by_first_device(trainer, lambda: write_whole(path, decisions_csv(self._decisions)))
         return outcome.ends_run
 
     def _conclude(self, trainer: Trainer, module: SearchModule) -> None:
         genotype = Genotype.from_choices(module.space, module.choices)
         folder = folder_of(trainer)
-        if folder is not None and trainer.is_global_zero:
-            (folder.path / "checkpoints" / SCORES).unlink(missing_ok=True)
-            write_whole(folder.path / GENOTYPE, genotype.to_json())
-            for suffix in ("png", "svg"):
-                save_drawing(genotype, folder.path / f"cell.{suffix}")
+        if folder is not None:
+            path = folder.path
+            by_first_device(trainer, lambda: _write_genotype(path, genotype))
         if trainer.is_global_zero:
             print(f"\n{in_words(genotype, self._decisions)}\n")
 
@@ -183,6 +183,14 @@ class Selector(Callback):
     def _basis(self) -> str:
         """What the decisions rest on."""
         return f"{self.rule!r} after {self._search_epochs} epochs of search"
+
+
+def _write_genotype(path: Path, genotype: Genotype) -> None:
+    """Writes what a selection ends with into the folder of its run."""
+    (path / "checkpoints" / SCORES).unlink(missing_ok=True)
+    write_whole(path / GENOTYPE, genotype.to_json())
+    for suffix in ("png", "svg"):
+        save_drawing(genotype, path / f"cell.{suffix}")
 
 
 def _left(seconds: float, first: int, now: int, count: int) -> str:
