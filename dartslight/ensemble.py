@@ -19,10 +19,10 @@ import yaml
 
 from dartslight.errors import InputError
 from dartslight.genotype import Genotype
-from dartslight.report.conclusion import conclude
+from dartslight.report.conclusion import write_conclusion
 from dartslight.run_folder import CONFIG, DECISIONS, GENOTYPE, LAST, RunFolder, write_whole
 from dartslight.selection.average import average
-from dartslight.selection.record import read_decisions, record
+from dartslight.selection.record import in_words, read_decisions, record
 from dartslight.selection.rule import Decision
 from dartslight.spaces import find_space
 
@@ -161,7 +161,9 @@ def _conclude(folder: Path, members: Sequence[Path]) -> tuple[Decision, ...]:
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump({"average_of": [os.path.relpath(member, folder) for member in members]})
     write_whole(folder / CONFIG, text)
-    conclude(folder, Genotype.from_choices(space, outcome.choices), record_of)
+    genotype = Genotype.from_choices(space, outcome.choices)
+    write_conclusion(folder, genotype, record_of)
+    print(f"\n{in_words(genotype, record_of)}\n")
     return outcome.decisions
 
 

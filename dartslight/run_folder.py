@@ -5,7 +5,7 @@ import csv
 import io
 import os
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         InputError: If there is no room for it, or it may not be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -39,7 +38,7 @@ def write_whole_tensors(path: Path, contents: Any) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, tag: str | None = None) -> Iterator[Path]:
-    """Gives the name of a temporary file, which takes the place of another at the end.
+    """Gives the name of a temporary file, which takes the place of another at the end; its folder is made.
 
     Its contents are on the disk before its name is, so that a power failure leaves one of the two whole.
 
@@ -52,6 +51,7 @@ def replacing(path: Path, tag: str | None = None) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{tag or os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -66,7 +66,33 @@ def replacing(path: Path, tag: str | None = None) -> Iterator[Path]:
             "run's last.ckpt."
         ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def by_first_device(trainer: Trainer, write: Callable[[], None]) -> None:
+    """Lets the first device write files; where it cannot, all devices end with its sentence.
+
+    Args:
+        trainer: The trainer, on every rank.
+        write: Writes them.
+
+    Raises:
+        InputError: On every rank, if they could not be written.
+    """
+    failure = None
+    if trainer.is_global_zero:
+        try:
+            write()
+        except InputError as error:
+            failure = str(error)
+    _end_together(trainer, failure)
+
+
+def _end_together(trainer: Trainer, failure: str | None) -> None:
+    failure = trainer.strategy.broadcast(failure)
+    if failure is not None:
+        raise InputError(failure)
 
 
 class RunFolder(Logger):
@@ -86,6 +112,7 @@ class RunFolder(Logger):
         self._path = resumed
         self._rows: list[dict[str, Any]] = []
         self._resumed = resumed is not None
+        self._failure: InputError | None = None
 
     @property
     def path(self) -> Path:
@@ -143,9 +170,7 @@ class RunFolder(Logger):
             failure = str(error)
             if not have_met:  # the others wait at the end of save_checkpoint
                 trainer.strategy.barrier()
-        failure = trainer.strategy.broadcast(failure)
-        if failure is not None:
-            raise InputError(failure)
+        _end_together(trainer, failure)
 
     def _next_number(self) -> int:
         taken = [p.name.removeprefix("version_") for p in self._root.glob("version_*")]
@@ -189,7 +214,7 @@ class RunFolder(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes the metrics."""
+        """Writes the metrics; `check` tells whether there was room for them."""
         if not self.exists or not self._rows:
             return
         columns = list(dict.fromkeys(key for row in self._rows for key in row))
@@ -197,7 +222,19 @@ class RunFolder(Logger):
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
-        write_whole(self.path / METRICS, text.getvalue())
+        try:
+            write_whole(self.path / METRICS, text.getvalue())
+        except InputError as error:
+            self._failure = error  # loggers are called on every device, but not always as often
+
+    def check(self) -> None:
+        """Looks back whether the metrics could be written.
+
+        Raises:
+            InputError: If not.
+        """
+        if self._failure is not None:
+            raise self._failure
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -1,6 +1,7 @@
 """What all tests share."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,14 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="session")
+def forks() -> Any:
+    """Makes processes that have imported everything already; that import is left to the tests that need it."""
+    import children
+
+    return children.forks()
 
 
 @pytest.fixture

@@ -1,9 +1,5 @@
-"""A short search in float64 without augmentation and with fixed batch normalisation, on one process or several.
+"""A short search in float64 without augmentation and with fixed batch normalisation, on one process or several."""
 
-python ddp_equal.py FOLDER PROCESSES GRADIENT
-"""
-
-import sys
 from pathlib import Path
 
 import torch
@@ -32,8 +28,8 @@ class FixedNorms(Callback):
                 module.eval()
 
 
-if __name__ == "__main__":
-    folder, processes, gradient = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+def search(folder: Path, processes: int, gradient: str) -> None:
+    """Writes the parameters that each process ends with into a folder."""
     seed_everything(0)
     rule = getattr(dartslight.strategies, gradient)()
     module = SearchModule(num_cells=3, init_channels=2, gradient=rule, alpha_learning_rate=0.01, learning_rate=0.1)

@@ -62,6 +62,8 @@ WRONG = {
     ),
     "racing": (["--selection=dartslight.selection.Perturbation", "--selection.racing=1.5"], "racing is 1.5"),
     "precision": (["--trainer.precision=64-true"], "64-true"),
+    "clipping": (["--trainer.gradient_clip_val=1"], "gradient clipping is not supported"),
+    "accumulation": (["--trainer.accumulate_grad_batches=2"], "gradient accumulation is not supported"),
     "never": (["--checkpoint_every_n_batches=0"], "checkpoint_every_n_batches is 0"),
     "few_cells": (["--model.space=s4", "--model.num_cells=2"], "no normal cell"),
     "abstract_rule": (["--selection=dartslight.selection.Rule"], "Rule"),

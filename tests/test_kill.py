@@ -1,19 +1,16 @@
 """Runs that are killed at random moments and go on: their results are those of a run that was left alone."""
 
 import hashlib
-import multiprocessing
-import os
 import random
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-import kill_target
 import pytest
 import torch
+from children import Child, end_within, keep_all, start, start_devices, succeed
 from test_command_line import CONFIGS, QUICK, decisions, newest
-from test_ddp import free_port
 
 from dartslight.callbacks import scores_file
 from dartslight.cli import main
@@ -54,21 +51,6 @@ def decided(folder: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def processes() -> Any:
-    """Makes processes that have imported everything already, so that a kill meets the run and not its imports."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kill_target"])
-    with pytest.MonkeyPatch.context() as patch:
-        # The server looks for modules where the environment says; where it finds none it goes on without a word.
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        first = context.Process(target=kill_target.check_imports)
-        first.start()
-        first.join()
-    assert first.exitcode == 0
-    return context
-
-
-@pytest.fixture(scope="module")
 def genotype(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("genotype")
     assert main([*PAIRED, f"--trainer.default_root_dir={root}"]) == 0
@@ -78,25 +60,23 @@ def genotype(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "kills"), [("paired", 12), ("official", 10), ("inputs", 8), ("retrain", 10)])
 def test_a_killed_run_goes_on_to_the_same_bits(
-    tmp_path: Path, processes: Any, genotype: Path, name: str, kills: int
+    tmp_path: Path, forks: Any, genotype: Path, name: str, kills: int
 ) -> None:
     retrain = [*RETRAIN, f"--model.genotype={genotype}"]
     words = {"paired": PAIRED, "official": OFFICIAL, "inputs": INPUTS, "retrain": retrain}[name]
-    log, begun = str(tmp_path / "log"), tmp_path / "begun"
+    log, begun = tmp_path / "log", tmp_path / "begun"
 
-    def start(root: Path, *more: str) -> Any:
+    def go_on(root: Path, *more: str) -> Any:
         found = list(root.glob("version_0/checkpoints/last.ckpt"))
         again = ["fit", f"--ckpt_path={found[0]}", "--trainer.max_steps=-1"] if found else []
         own = again or [*words, f"--trainer.default_root_dir={root}", *more]
-        process = processes.Process(target=kill_target.run, args=(own, log))
-        process.start()
-        return process
+        return start(forks, log, keep_all, own).process
 
     def seconds_alone(root: Path, *more: str) -> float:
         begin = time.monotonic()
-        process = start(root, *more)
+        process = go_on(root, *more)
         process.join(300)
-        assert process.exitcode == 0, Path(log).read_text()[-3000:]
+        assert process.exitcode == 0, log.read_text()[-3000:]
         return time.monotonic() - begin
 
     runs = 0
@@ -117,7 +97,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     while len(places) < kills:
         root = another()
         while True:
-            process = start(root)
+            process = go_on(root)
             process.join(rng.uniform(0.1, length) if len(places) < kills else 300)
             if process.exitcode is not None:
                 break
@@ -126,7 +106,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
             places.append(decided(root / "version_0"))
             if not list(root.glob("version_0/checkpoints/last.ckpt")):
                 root = another()  # nothing to go on from yet: the user starts again
-        assert process.exitcode == 0, Path(log).read_text()[-3000:]
+        assert process.exitcode == 0, log.read_text()[-3000:]
         (folder,) = root.glob("version_*")
         assert result(folder) == expected
         assert not [p.name for p in (folder / "checkpoints").iterdir() if p.suffix != ".ckpt"]
@@ -136,28 +116,21 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 
 @pytest.mark.slow
 @pytest.mark.ddp
-def test_a_killed_rank_ends_the_run_which_goes_on_to_the_same_bits(tmp_path: Path, processes: Any) -> None:
-    log = tmp_path / "log"
-
-    def start(root: Path) -> list[Any]:
-        """Starts two processes, as torchrun or SLURM would, and waits until they have met."""
+def test_a_killed_rank_ends_the_run_which_goes_on_to_the_same_bits(tmp_path: Path, forks: Any) -> None:
+    def go_on(root: Path) -> list[Child]:
+        """Starts two processes and waits until they have met."""
         found = list(root.glob("version_0/checkpoints/last.ckpt"))
         own = ["fit", f"--ckpt_path={found[0]}"] if found else [*PAIRED, f"--trainer.default_root_dir={root}"]
         own += ["--trainer.accelerator=cpu", "--trainer.devices=2"]
-        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        log.write_text("")
-        ranks = [
-            processes.Process(target=kill_target.run, args=(own, str(log), {**environment, "LOCAL_RANK": str(rank)}))
-            for rank in range(2)
-        ]
-        for rank in ranks:
-            rank.start()
-        while "All distributed processes registered" not in log.read_text() and all(r.is_alive() for r in ranks):
+        ranks = start_devices(forks, 2, tmp_path, keep_all, own)
+        while "All distributed processes registered" not in ranks[0].log.read_text() and all(
+            r.process.is_alive() for r in ranks
+        ):
             time.sleep(0.05)
         return ranks
 
-    ranks, begin = start(tmp_path / "whole"), time.monotonic()
-    assert end_within(ranks, 300) == [0, 0], log.read_text()[-3000:]
+    ranks, begin = go_on(tmp_path / "whole"), time.monotonic()
+    succeed(ranks)
     length = time.monotonic() - begin
     expected = result(tmp_path / "whole" / "version_0")
     rng, places, runs = random.Random(0), [], 0
@@ -165,28 +138,20 @@ def test_a_killed_rank_ends_the_run_which_goes_on_to_the_same_bits(tmp_path: Pat
         root = tmp_path / f"run_{runs}"
         runs += 1
         while True:
-            ranks = start(root)
+            ranks = go_on(root)
             end_within(ranks, rng.uniform(0.1, length) if len(places) < 10 else 300)
-            if not any(rank.is_alive() for rank in ranks):
+            if not any(rank.process.is_alive() for rank in ranks):
                 break
-            rng.choice(ranks).kill()
+            rng.choice(ranks).process.kill()
             assert None not in end_within(ranks, 60)  # the other rank does not wait for ever
             places.append(decided(root / "version_0"))
             if not list(root.glob("version_0/checkpoints/last.ckpt")):
                 root = tmp_path / f"run_{runs}"
                 runs += 1
-        assert [rank.exitcode for rank in ranks] == [0, 0], log.read_text()[-3000:]
+        succeed(ranks)
         (folder,) = root.glob("version_*")
         assert result(folder) == expected
     print(f"10 kills of a rank in {runs} runs of {length:.1f} s, after so many decisions: {places}")
-
-
-def end_within(ranks: list[Any], seconds: float) -> list[int | None]:
-    """Waits until all have ended, or for so long, and returns their exit codes."""
-    end = time.monotonic() + seconds
-    for rank in ranks:
-        rank.join(max(0.0, end - time.monotonic()))
-    return [rank.exitcode for rank in ranks]
 
 
 def test_finished_candidates_are_not_scored_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -748,7 +748,7 @@ def search(space: str, epochs: int = 10, epoch: int = 4, **settings: Any) -> Sea
 
 def problem_of(module: SearchModule, batch: dict[str, Batch]) -> Bilevel:
     (weights, _) = module.configure_optimizers()
-    return module._passes.problem(batch, module.gradient, weights, list, 1.0)
+    return module._passes.problem(batch, module.gradient, weights, list)
 
 
 def batch_of(count: int, seed: int = 0) -> Batch:

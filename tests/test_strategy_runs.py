@@ -1,14 +1,12 @@
 """Every strategy in a whole run on real digits: it trains, and a run that was stopped goes on to the same bits."""
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from children import start_devices, succeed
 from test_captured import Waits
 from test_strategies_in_training import MAGNITUDE, QUICK, newest
 from torch import Tensor, nn
@@ -18,7 +16,6 @@ from dartslight.genotype import Genotype
 from dartslight.modules import SearchModule
 from dartslight.nets import Supernet
 
-TESTS = Path(__file__).parent
 AT_ONCE = ["--selection=dartslight.selection.Perturbation", "--selection.interval=1", "--selection.eval_batches=1"]
 PARTIAL = ["--model.partial_channels=2", "--model.edge_normalisation=true", "--model.init_channels=4"]
 STRATEGIES = "dartslight.strategies"
@@ -228,14 +225,12 @@ def test_edge_parameters_learn_and_are_kept(monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.mark.parametrize(
     ("name", "selection"), [*((name, AT_ONCE) for name in RUNS), ("gumbel", ["--selection=null"])], ids=str
 )
-def test_two_processes_hold_the_same(name: str, selection: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dartslight", "fit", *QUICK, *selection, *RUNS[name]]
+def test_two_processes_hold_the_same(name: str, selection: list[str], tmp_path: Path, forks: Any) -> None:
+    command = ["fit", *QUICK, *selection, *RUNS[name]]
     command += ["--trainer.accelerator=cpu", "--trainer.devices=2", "--data.batch_size=8"]
     command += ["--trainer.callbacks=ddp_probe.Probe", f"--trainer.callbacks.folder={tmp_path}"]
     command += [f"--trainer.default_root_dir={tmp_path / 'runs'}", "--model.track_statistics=true"]
-    environment = {**os.environ, "PYTHONPATH": f"{TESTS}:{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    succeed(start_devices(forks, 2, tmp_path, main, command))
     a, b = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
     for part in ("alphas", "weights"):
         assert a[part].keys() == b[part].keys()

@@ -17,7 +17,7 @@ from dartslight.callbacks.trial import fine_tune, trial
 from dartslight.errors import check_least
 from dartslight.modules import SearchModule
 from dartslight.nets.cell import CellNetwork
-from dartslight.run_folder import folder_of, write_whole
+from dartslight.run_folder import by_first_device, folder_of, write_whole
 from dartslight.seeding import derived_seed, run_seed
 from dartslight.selection import Evaluation, Variant
 from dartslight.selection.strength import draw_edges, measure_strengths, strength_correlations, strength_csv
@@ -187,8 +187,9 @@ class StrengthStudy(EndOfSearch):
         keys = draw_edges(live.choices, self.edges, seed)
         strengths = measure_strengths(live, keys, evaluation, tuned_accuracy)
         folder = folder_of(live.trainer)
-        if folder is not None and live.trainer.is_global_zero:
-            write_whole(folder.path / STRENGTH, strength_csv(strengths))
+        if folder is not None:
+            path = folder.path / STRENGTH
+            by_first_device(live.trainer, lambda: write_whole(path, strength_csv(strengths)))
         found = strength_correlations(strengths)
         values = {f"strength/{name}": value for name, value in found.items() if value is not None}
         words = [f"{name.replace('_', ' ')} {'-' if r is None else f'{r:+.2f}'}" for name, r in found.items()]

@@ -19,6 +19,7 @@ from dartslight.modules import SearchModule
 from dartslight.modules.devices import share_statistics
 from dartslight.modules.sensitivities import sensitivity
 from dartslight.nets import Mixing
+from dartslight.run_folder import by_first_device
 from dartslight.seeding import derived_seed
 from dartslight.selection import Evaluation, Measurement, Race, Sensitivities, Variant
 from dartslight.selection.racing import Criterion
@@ -222,10 +223,13 @@ class LiveSupernet:
 
     def _keep(self, key: str, evaluation: Evaluation, entry: dict[str, Any]) -> None:
         """Keeps the state of a measurement, with the running statistics where they follow it."""
-        if self.trainer.is_global_zero:
+
+        def keep() -> None:
             followed = self.module.supernet.named_buffers() if evaluation.statistics == "batch_update" else ()
             buffers = {name: buffer.cpu().clone() for name, buffer in followed}
             self.scores.keep(key, {**entry, "table": entry["table"].cpu(), "buffers": buffers})
+
+        by_first_device(self.trainer, keep)
 
     def _restore(self, buffers: dict[str, torch.Tensor]) -> None:
         for name, kept in buffers.items():

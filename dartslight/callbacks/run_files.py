@@ -10,11 +10,14 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from dartslight.errors import check_least
 from dartslight.modules.checkpoint import HEADER
-from dartslight.run_folder import CONFIG, LAST, folder_of, write_whole
+from dartslight.run_folder import CONFIG, LAST, RunFolder, by_first_device, folder_of, write_whole
 
 
 class RunConfig(SaveConfigCallback):
-    """Creates the run's folder with its configuration once all has proved right, and puts it into checkpoints."""
+    """Creates the run's folder with its configuration once all has proved right, and puts it into checkpoints.
+
+    It also ends the run on all devices where the metrics of an epoch could not be written.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Does nothing yet: the folder must not appear before all input has been checked."""
@@ -24,14 +27,25 @@ class RunConfig(SaveConfigCallback):
         folder = folder_of(trainer)
         if folder is None:
             return
-        if trainer.is_global_zero:
-            path = folder.create()
-            (path / "checkpoints").mkdir(exist_ok=True)
-            if not (path / CONFIG).exists():
-                write_whole(path / CONFIG, self._text)
+        by_first_device(trainer, lambda: self._create(folder))
         folder.settle(trainer.strategy.broadcast(folder.path))
         for logger in trainer.loggers:
             logger.log_hyperparams(yaml.safe_load(self._text))
+
+    def _create(self, folder: RunFolder) -> None:
+        path = folder.create() / CONFIG
+        if not path.exists():
+            write_whole(path, self._text)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks whether there was room for the metrics of the epoch before."""
+        folder = folder_of(trainer)
+        if folder is not None:
+            by_first_device(trainer, folder.check)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks whether there was room for the metrics of the last epoch."""
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Puts the configuration into the checkpoint, from which other commands take it."""

@@ -1,6 +1,7 @@
 """Runs a selection rule on the supernet that is being trained: asks it when it is due, and keeps what it answered."""
 
 import time
+from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,8 +12,8 @@ from dartslight.callbacks.scores_file import SCORES, ScoresFile
 from dartslight.errors import InputError
 from dartslight.genotype import Genotype
 from dartslight.modules import SearchModule
-from dartslight.report.conclusion import conclude
-from dartslight.run_folder import DECISIONS, SEARCHED, folder_of, write_whole
+from dartslight.report.conclusion import write_conclusion
+from dartslight.run_folder import DECISIONS, SEARCHED, by_first_device, folder_of, write_whole
 from dartslight.seeding import run_seed
 from dartslight.selection import Rule, Schedule
 from dartslight.selection.record import decisions_csv, in_words, record
@@ -140,17 +141,18 @@ class Selector(Callback):
             self._decisions.append(record(decision, len(self._decisions), epochs, seconds))
         self._points += 1
         folder = folder_of(trainer)
-        if folder is not None and trainer.is_global_zero:
-            write_whole(folder.path / DECISIONS, decisions_csv(self._decisions))
+        if folder is not None:
+            path = folder.path / DECISIONS
+            by_first_device(trainer, lambda: write_whole(path, decisions_csv(self._decisions)))
         return outcome.ends_run
 
     def _conclude(self, trainer: Trainer, module: SearchModule) -> None:
         genotype = Genotype.from_choices(module.space, module.choices)
         folder = folder_of(trainer)
-        if folder is not None and trainer.is_global_zero:
-            (folder.path / "checkpoints" / SCORES).unlink(missing_ok=True)
-            conclude(folder.path, genotype, self._decisions)
-        elif trainer.is_global_zero:
+        if folder is not None:
+            path = folder.path
+            by_first_device(trainer, lambda: _write(path, genotype, self._decisions))
+        if trainer.is_global_zero:
             print(f"\n{in_words(genotype, self._decisions)}\n")
 
     def state_dict(self) -> dict[str, Any]:
@@ -181,6 +183,12 @@ class Selector(Callback):
     def _basis(self) -> str:
         """What the decisions rest on."""
         return f"{self.rule!r} after {self._search_epochs} epochs of search"
+
+
+def _write(path: Path, genotype: Genotype, decisions: list[dict[str, Any]]) -> None:
+    """Writes what a selection ends with into the folder of its run."""
+    (path / "checkpoints" / SCORES).unlink(missing_ok=True)
+    write_conclusion(path, genotype, decisions)
 
 
 def _left(seconds: float, first: int, now: int, count: int) -> str:

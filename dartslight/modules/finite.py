@@ -34,6 +34,22 @@ class FiniteWatch(Callback):
         here = torch.where(is_bad, step, torch.full((), _NEVER, device=value.device))
         self._first[name] = torch.minimum(self._first[name], here) if name in self._first else here
 
+    def note_gradient(self, trainer: Trainer, name: str, value: Tensor) -> None:
+        """Notes a gradient before the step that it is for.
+
+        A scaler of losses leaves a step out whose gradient is not finite and scales the next losses by half as much. A
+        gradient that is none although losses are no longer scaled up will not become one.
+
+        Args:
+            trainer: The trainer.
+            name: What it is.
+            value: The gradient, unscaled, or its norm.
+        """
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            value = torch.where(scaler.scale(torch.ones_like(value)) < 1, value, 0.0)
+        self.note(name, trainer.global_step, value)
+
     def clip(self, trainer: Trainer, name: str, parameters: Iterable[Tensor], largest: float) -> None:
         """Scales unscaled gradients down where their norm is too large, and notes it.
 
@@ -43,9 +59,7 @@ class FiniteWatch(Callback):
             parameters: The parameters.
             largest: The largest L2 norm of all gradients together.
         """
-        norm = torch.nn.utils.clip_grad_norm_(parameters, largest)
-        if getattr(trainer.precision_plugin, "scaler", None) is None:  # it looks itself, and leaves such steps out
-            self.note(name, trainer.global_step, norm)
+        self.note_gradient(trainer, name, torch.nn.utils.clip_grad_norm_(parameters, largest))
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Looks after a step where that costs nothing."""

@@ -27,6 +27,7 @@ class Passes:
         choices: The operations that are open.
         progress: The share of the search that is over, from 0 to 1.
         drop: What a weight step leaves out at random.
+        loss_scale: What losses are multiplied by while they are differentiated.
         watch: Sees the mixing weights of each validation loss before it is differentiated, or None.
     """
 
@@ -35,6 +36,7 @@ class Passes:
     choices: Choices
     progress: float
     drop: Drop
+    loss_scale: Tensor | float = 1.0
     watch: Callable[[Mapping[str, Tensor]], None] | None = None
 
     def problem(
@@ -43,7 +45,6 @@ class Passes:
         gradient: ArchitectureGradient,
         weight_optimizer: Optimizer,
         average: Callable[[Sequence[Tensor]], Sequence[Tensor]],
-        loss_scale: Tensor | float,
     ) -> Bilevel:
         """States the two-level problem of this step.
 
@@ -52,7 +53,6 @@ class Passes:
             gradient: What will solve it.
             weight_optimizer: The SGD of the operation weights.
             average: Returns the means of tensors over all devices.
-            loss_scale: What losses are multiplied by while they are differentiated.
         """
         # Passes that are compared leave nothing out, since each would leave out something else.
         drop = NO_DROP if gradient.moves_weights or self.drop is NO_DROP else replace(self.drop, edge=0.0)
@@ -69,7 +69,7 @@ class Passes:
             weight_decay=group["weight_decay"],
             momentum_buffers=[states[w].get("momentum_buffer") if w in states else None for w in weights],
             average=average,
-            loss_scale=loss_scale,
+            loss_scale=self.loss_scale,
         )
 
     def _loss(self, batch: Batch, names: Sequence[str], drop: Drop, is_val: bool) -> Loss:
@@ -113,7 +113,7 @@ class Passes:
 
         def loss(rows: Rows) -> Tensor:
             mixing = self.architecture.compose(rows, self.choices, self.progress)
-            return F.cross_entropy(self.supernet(batch.images, mixing, self.choices), batch.labels)
+            return self.loss_scale * F.cross_entropy(self.supernet(batch.images, mixing, self.choices), batch.labels)
 
         def disturbed(rows: Rows) -> Rows:
             assert smoothing is not None

@@ -189,12 +189,10 @@ class SearchModule(LightningModule):
         optimizers = self._start_step(batch_idx)
         passes = self._passes
         if self._learns_architecture:
-            problem = passes.problem(
-                batch, self.gradient, optimizers.weights.optimizer, self._average, self._loss_scale
-            )
+            problem = passes.problem(batch, self.gradient, optimizers.weights.optimizer, self._average)
             with passes.prepared(self.gradient):
                 gradients = self.gradient(problem)
-            self._assign_alpha_gradients(gradients, self._seen.of_step(self._loss_scale))
+            self._assign_alpha_gradients(gradients, self._seen.of_step(passes.loss_scale))
             optimizers.alphas.step()
         optimizers.weights.zero_grad()
         mixing, computed = passes.weight_sample(batch["train"], self.smoothing)
@@ -288,7 +286,15 @@ class SearchModule(LightningModule):
     def _passes(self) -> Passes:
         """The passes of a step of this epoch."""
         watch = self._seen.watch if self.timetable.is_among_last(self.current_epoch, self.sensitivity_epochs) else None
-        return Passes(self.supernet, self.architecture, self.choices, self.progress, self._drop, watch)
+        return Passes(
+            supernet=self.supernet,
+            architecture=self.architecture,
+            choices=self.choices,
+            progress=self.progress,
+            drop=self._drop,
+            loss_scale=self._loss_scale,
+            watch=watch,
+        )
 
     @property
     def _drop(self) -> Drop:
@@ -341,20 +347,20 @@ class SearchModule(LightningModule):
             means = [mean * (self.alpha_clip_norm / (norm + 1e-6)).clamp(max=1.0) for mean in means]
         for alpha, mean in zip(self.architecture.parameters(), means, strict=True):
             alpha.grad = mean if self._scaler is None else self._scaler.scale(mean)
-            if self._scaler is None:
-                self.finite.note("architecture gradient", self.global_step, mean)
+            self.finite.note_gradient(self.trainer, "architecture gradient", mean)
 
     def _average(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         return average(self.trainer, tensors)
 
     @property
-    def _loss_scale(self) -> Tensor | float:
-        return 1.0 if self._scaler is None else self._scaler.scale(torch.ones((), device=self.device))
-
-    @property
     def _scaler(self) -> Any:
         """What scales losses and gradients where numbers have 16 bits, or None."""
         return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    @property
+    def _loss_scale(self) -> Tensor | float:
+        """What a loss is multiplied by while it is differentiated."""
+        return 1.0 if self._scaler is None else self._scaler.scale(torch.ones((), device=self.device))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clips the weight gradients; here they are unscaled in every precision."""

@@ -144,10 +144,12 @@ def normalised(conv: nn.Conv2d, norm: nn.Module, x: Tensor, weight: Weight) -> N
     # A compiler decides itself what it keeps.
     if conv.kernel_size != (1, 1) or not torch.is_grad_enabled() or torch.compiler.is_compiling() or _keeps_all.get():
         return Normalised(y, norm, weight)
-    kernel, stride, autocast = conv.weight, conv.stride, torch.is_autocast_enabled(x.device.type)
+    kernel, stride, device = conv.weight, conv.stride, x.device.type
+    # It may run outside the autocast of this pass.
+    autocast, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
     def again() -> Tensor:
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=autocast, cache_enabled=False):
+        with torch.no_grad(), torch.autocast(device, dtype, enabled=autocast, cache_enabled=False):
             return F.conv2d(x, kernel, None, stride)
 
     return Normalised(y, norm, weight, again)

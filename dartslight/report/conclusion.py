@@ -1,4 +1,4 @@
-"""The conclusion of a selection: the files of the architecture, and how it was decided in words."""
+"""The conclusion of a selection: the files of an architecture and its decisions."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any
 from dartslight.genotype import Genotype
 from dartslight.report.draw import save_drawing
 from dartslight.run_folder import DECISIONS, GENOTYPE, write_whole
-from dartslight.selection.record import decisions_csv, in_words
+from dartslight.selection.record import decisions_csv
 
 
-def conclude(folder: Path, genotype: Genotype, decisions: Sequence[Mapping[str, Any]]) -> None:
-    """Writes genotype.json, decisions.csv and the drawings of the cells, and prints what was decided.
+def write_conclusion(folder: Path, genotype: Genotype, decisions: Sequence[Mapping[str, Any]]) -> None:
+    """Writes genotype.json, decisions.csv and the drawings of the cells.
 
     Args:
         folder: The folder of the run.
@@ -22,4 +22,3 @@ def conclude(folder: Path, genotype: Genotype, decisions: Sequence[Mapping[str, 
     write_whole(folder / GENOTYPE, genotype.to_json())
     for suffix in ("png", "svg"):
         save_drawing(genotype, folder / f"cell.{suffix}")
-    print(f"\n{in_words(genotype, decisions)}\n")
