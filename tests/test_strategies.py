@@ -991,7 +991,7 @@ def test_gradients_of_the_architecture_are_clipped_together() -> None:
         shapes = [p.shape for p in module.architecture.parameters()]
         gradients = [torch.zeros(shape) for shape in shapes]
         gradients[0].view(-1)[0], gradients[-1].view(-1)[0] = 3.0, 4.0
-        module._assign_alpha_gradients(gradients)
+        module._assign_alpha_gradients(gradients, [])
         first, *_, last = module.architecture.parameters()
         assert float(first.grad.view(-1)[0]) == pytest.approx(3 * factor, rel=1e-5)
         assert float(last.grad.view(-1)[0]) == pytest.approx(4 * factor, rel=1e-5)
