@@ -175,14 +175,14 @@ class LiveSupernet:
         """The name under which a measurement is kept, and what an interrupted run has kept of it."""
         open_ops = [(v.label, v.choices.open, [w.tolist() for w in v.mixing.values()]) for v in variants]
         key, entry = "", None
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and self.scores.path is not None:
             key = digest(self.module.supernet, open_ops, evaluation, race, total)
             entry = self.scores.get(key)
         return key, self.trainer.strategy.broadcast(entry)
 
     def _keep(self, key: str, evaluation: Evaluation, entry: dict[str, Any]) -> None:
         """Keeps the state of a measurement, with the running statistics where they follow it."""
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and self.scores.path is not None:
             followed = self.module.supernet.named_buffers() if evaluation.statistics == "batch_update" else ()
             buffers = {name: buffer.cpu().clone() for name, buffer in followed}
             self.scores.keep(key, {**entry, "table": entry["table"].cpu(), "buffers": buffers})
