@@ -20,6 +20,7 @@ from dartslight.modules import SearchModule
 from dartslight.run_folder import CONFIG, LAST, RunFolder, folder_of
 from dartslight.selection import Rule
 from dartslight.trainer import SearchTrainer
+from dartslight.unfinished import what_is_unfinished
 
 
 class DartslightCLI(LightningCLI):
@@ -136,14 +137,27 @@ class DartslightCLI(LightningCLI):
     before_validate = before_test
 
     def after_fit(self) -> None:
-        """Names the run's folder."""
+        """Says how a run goes on that a limit has ended early, and names its folder."""
+        if not self.trainer.is_global_zero:
+            return
+        unfinished = what_is_unfinished(self.trainer, self.model)
+        if unfinished is not None:
+            print(f"\n{unfinished}")
         folder = folder_of(self.trainer)
-        if folder is not None and folder.exists and self.trainer.is_global_zero:
+        if folder is not None and folder.exists:
             print(f"Run folder: {folder.path}")
 
-    def after_select(self) -> None:
-        """Names the run's folder."""
-        self.after_fit()
+    after_select = after_fit
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit as stop:
+            if not isinstance(stop, SIGTERMException) and not isinstance(stop.__context__, KeyboardInterrupt):
+                raise
+            trains = subcommand in ("fit", "select")
+            unfinished = what_is_unfinished(self.trainer, self.model) if trains else None
+            raise KeyboardInterrupt(*([] if unfinished is None else [unfinished])) from None
 
 
 def run_training(command: str, words: Sequence[str]) -> None:
@@ -155,7 +169,7 @@ def run_training(command: str, words: Sequence[str]) -> None:
 
     Raises:
         InputError: If what the user gave is wrong.
-        KeyboardInterrupt: If the run was told to stop, by Ctrl-C or by SIGTERM.
+        KeyboardInterrupt: If the run was told to stop, by Ctrl-C or by SIGTERM; it says how the run goes on.
     """
     _quieten()
     saved = sys.argv
@@ -177,10 +191,6 @@ def run_training(command: str, words: Sequence[str]) -> None:
         )
     except MisconfigurationException as error:
         raise _as_input_error(error) from None
-    except SystemExit as stop:
-        if isinstance(stop, SIGTERMException) or isinstance(stop.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise
     finally:
         sys.argv = saved
 
@@ -211,6 +221,7 @@ def _quieten() -> None:
         ".*isinstance.treespec, LeafSpec.. is deprecated.*",
         ".*Total length of `list` across ranks is zero.*",
         ".*instantiate_classes.*was deprecated.*",
+        ".*Please add the following callbacks: .'Timer'.*",  # of a run whose time was up
         ".*By default only one JsonargparseDeprecationWarning.*",
     ):
         warnings.filterwarnings("ignore", "\\s*" + message)

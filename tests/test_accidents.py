@@ -233,7 +233,7 @@ def test_a_run_that_is_told_to_stop_says_so_and_goes_on(tmp_path: Path, run: Pat
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert b"go on with --ckpt_path" in error
+    assert b"epochs and no architecture is decided; go on with: python -m dartslight fit --ckpt_path " in error
     assert b"Traceback" not in error
 
 

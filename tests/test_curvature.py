@@ -384,7 +384,9 @@ def test_a_run_stops_early_with_the_architecture_of_an_earlier_epoch_and_resumes
     assert all(float(row["curvature/stop"]) > 0 for row in metrics)
     rows = rows_of(folder / "decisions.csv")
     assert {(row["epoch"], row["criterion"]) for row in rows} == {("4", "weight after epoch 2")}
-    assert "by weight after epoch 2, margin" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "by weight after epoch 2, margin" in out
+    assert "stopped after" not in out  # nothing is left to do
 
     # The same, stopped in its fourth epoch and continued.
     leaders: dict[int, list[int]] = {}

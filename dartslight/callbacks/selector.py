@@ -67,7 +67,7 @@ class Selector(Callback):
         self._catch_up(trainer, _search(pl_module), trainer.current_epoch)
         module = _search(pl_module)
         last = cast("int", module.search_epochs) + module.tuning_epochs
-        if self._is_ended or (self._is_complete and trainer.current_epoch >= last):
+        if self._is_ended or (self.is_complete and trainer.current_epoch >= last):
             trainer.should_stop = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -81,12 +81,18 @@ class Selector(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows the architecture and how it was decided, also where a finished run is started again."""
-        if self._is_complete:
+        if self.is_complete:
             self._conclude(trainer, _search(pl_module))
 
     @property
-    def _is_complete(self) -> bool:
+    def is_complete(self) -> bool:
+        """Whether the architecture is decided."""
         return self._is_ended or self._points == len(self._schedule.points)
+
+    @property
+    def taken(self) -> str:
+        """How many decisions have been taken, in words."""
+        return f"{self._points} of {len(self._schedule.points)} decisions"
 
     def _catch_up(self, trainer: Trainer, module: SearchModule, epochs: int) -> None:
         """Lets the rule see and decide what it should have seen and decided after so many epochs."""
