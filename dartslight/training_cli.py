@@ -17,6 +17,7 @@ from dartslight.cli import inner_input_error, one_line, parse
 from dartslight.data import ImageData
 from dartslight.errors import InputError
 from dartslight.modules import SearchModule
+from dartslight.modules.checkpoint import HEADER, read_checkpoint
 from dartslight.run_folder import CONFIG, LAST, RunFolder, folder_of
 from dartslight.selection import Rule
 from dartslight.trainer import SearchTrainer
@@ -117,13 +118,23 @@ class DartslightCLI(LightningCLI):
         """Checks what the trainer was given.
 
         Raises:
-            InputError: If there is no epoch to train, or the precision is one in which nothing here is tested.
+            InputError: If there is no epoch to train, the precision is one in which nothing here is tested, or a search
+                is to go on with another length.
         """
         epochs, precision = self.trainer.max_epochs, self.trainer.precision
         if epochs is None or epochs < 1:
             raise InputError(f"--trainer.max_epochs is {epochs}, but a run needs at least 1; give a larger number.")
         if precision.endswith("true") and not precision.startswith("32"):
             raise InputError(f"The precision {precision!r} is not supported; use 32-true, bf16-mixed or 16-mixed.")
+        path = self._get(self.config_init, "ckpt_path")
+        header = {} if path is None else read_checkpoint(path)[HEADER]
+        if isinstance(self.model, SearchModule) and header.get("search_epochs", epochs) != epochs:
+            length, stages = header["search_epochs"], len(header["num_cells"])
+            raise InputError(
+                f"The search of {path!r} has {length} epochs" + (f" in {stages} stages" if stages > 1 else "") + ", by "
+                "which its learning rates, its stages and the decisions of its rule are placed, but this run has "
+                f"{epochs}; go on with --trainer.max_epochs {length}, or begin another search."
+            )
 
     def before_test(self) -> None:
         """Checks that there are trained weights to measure.

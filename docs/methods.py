@@ -51,7 +51,8 @@ STRATEGIES: dict[str, Callable[[], dict[str, Any]]] = {
     "DrNAS": lambda: {"relaxation": Dirichlet()},
     "DrNAS, progressive": lambda: {
         "relaxation": Dirichlet(),
-        "stages": [Stage(3, partial_channels=2), Stage(3, partial_channels=2, start="widened")],
+        "init_channels": 8,
+        "stages": [Stage(3, partial_channels=4), Stage(3, partial_channels=2, start="widened")],
     },
     "GDAS": lambda: {"relaxation": Gumbel()},
 }
@@ -68,9 +69,9 @@ SELECTIONS: dict[str, Callable[[], Rule]] = {
     "SGAS 2": lambda: Sgas(criterion=2),
     "SGAS+PT": lambda: Sgas(perturbation=Perturbation("official", eval_batches=1)),
     "staged": lambda: Staged(keep=[1]),
-    "curvature stop": CurvatureStop,
+    "curvature stop": lambda: CurvatureStop(every=1, window=1, lag=1, ratio=0.0, min_epoch=0),
 }
-"""The rules."""
+"""The rules; the early stop ends a search as soon as it can."""
 
 
 def search(strategy: str, space: str) -> SearchModule:

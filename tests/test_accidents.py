@@ -114,8 +114,8 @@ def test_runs_that_are_mixed_up_are_refused(
     genotype = f"--model.genotype={run / 'genotype.json'}"
     cases = {
         "no trained weights": ["test", *RETRAIN, genotype],
-        "Magnitude(threshold=None) after 2 epochs": ["fit", *QUICK, f"--ckpt_path={last}", "--selection=Magnitude"],
-        "after 4 epochs of search": ["fit", *QUICK, f"--ckpt_path={last}", "--trainer.max_epochs=4"],
+        "this run has Magnitude(threshold=None)": ["fit", *QUICK, f"--ckpt_path={last}", "--selection=Magnitude"],
+        "has 2 epochs, by which its learning rates": ["fit", f"--ckpt_path={last}", "--trainer.max_epochs=4"],
         "has seed 0, but this run has seed 5": ["fit", *QUICK, f"--ckpt_path={searched}", "--seed_everything=5"],
         "track_statistics": ["fit", *QUICK, f"--ckpt_path={searched}", "--model.track_statistics=true"],
         "the model is none": ["fit", *RETRAIN, genotype, "--selection=Magnitude"],

@@ -9,6 +9,7 @@ import pytest
 from lightning.pytorch import Callback
 from test_accidents import RETRAIN
 from test_kill import result
+from test_stages import GROWING
 from test_strategies_in_training import MAGNITUDE, QUICK, fit, newest
 
 from dartslight.cli import main
@@ -139,3 +140,24 @@ def test_the_limit_of_a_search_holds_for_select(tmp_path: Path, capsys: pytest.C
     assert main([*words, f"--trainer.default_root_dir={tmp_path / 'whole'}", "--trainer.max_steps=-1"]) == 0
     assert "stopped after" not in capsys.readouterr().out
     assert result(newest(tmp_path / "stopped")) == result(newest(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    ("options", "had"),
+    [(GROWING, "4 epochs in 2 stages"), (["--selection=null"], "2 epochs")],
+    ids=["stages", "one_stage"],
+)
+def test_a_search_goes_on_with_its_own_length(
+    options: list[str], had: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fit(tmp_path, *options, "--trainer.max_steps=2")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    last = folder / "checkpoints" / "last.ckpt"
+    capsys.readouterr()
+    for own in ([], ["--config", str(folder / "config.yaml")]):
+        assert main(["fit", *own, f"--ckpt_path={last}", "--trainer.max_steps=-1", "--trainer.max_epochs=6"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"dartslight: The search of '{last}' has {had}, by which its learning rates")
+        assert f"this run has 6; go on with --trainer.max_epochs {had[0]}, or" in error
+        assert error.count("\n") == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -240,12 +240,16 @@ def undisturbed(device: torch.device) -> Iterator[None]:
 def _statistics(supernet: nn.Module, mode: str) -> Iterator[None]:
     """Puts the batch normalisations into a mode of evaluation, and everything back afterwards."""
     was_training = supernet.training
-    supernet.train(mode != "running")
-    kept = {} if mode == "batch_update" else {name: b.clone() for name, b in supernet.named_buffers()}
+    _train(supernet, mode != "running")
+    kept = [] if mode == "batch_update" else [(buffer, buffer.clone()) for buffer in supernet.buffers()]
     try:
         yield
     finally:
-        supernet.train(was_training)
-        for name, buffer in supernet.named_buffers():
-            if name in kept:
-                buffer.copy_(kept[name])
+        _train(supernet, was_training)
+        for buffer, value in kept:
+            buffer.copy_(value)
+
+
+def _train(network: nn.Module, mode: bool) -> None:
+    if network.training != mode:  # there are thousands of modules to tell, for each measurement
+        network.train(mode)
