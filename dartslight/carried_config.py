@@ -34,7 +34,7 @@ def with_carried_config(command: str, words: list[str]) -> list[str]:
     if own and command != "select":
         return words
     config = _read(header, path)
-    foreign = sorted(set(_foreign(config)))
+    foreign = sorted(set(foreign_classes(config)))
     if foreign:
         raise InputError(
             f"The configuration in the checkpoint {path!r} names {', '.join(foreign)}, which is not part of dartslight "
@@ -73,15 +73,19 @@ def _read(header: dict[str, Any], path: str) -> dict[str, Any]:
     return config
 
 
-def _foreign(config: Any) -> Iterator[str]:
-    """The classes and search spaces in a configuration that come from elsewhere."""
+def foreign_classes(config: Any) -> Iterator[str]:
+    """Yields the classes and search spaces in a configuration that come from elsewhere.
+
+    Args:
+        config: The configuration, or a part of it.
+    """
     if isinstance(config, dict):
         for key, value in config.items():
             if key == "class_path" and not str(value).startswith(_TRUSTED):
                 yield str(value)
             if key == "space" and value not in SPACES:
                 yield str(value)
-            yield from _foreign(value)
+            yield from foreign_classes(value)
     elif isinstance(config, list):
         for value in config:
-            yield from _foreign(value)
+            yield from foreign_classes(value)

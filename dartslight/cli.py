@@ -118,8 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"dartslight: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("dartslight: Stopped; go on with --ckpt_path RUN/checkpoints/last.ckpt.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"dartslight: {stop or 'Stopped.'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read the output has heard enough; nothing more may be written to it when Python ends.

@@ -19,9 +19,11 @@ from dartslight.data import ImageData
 from dartslight.ensemble import select_several
 from dartslight.errors import InputError
 from dartslight.modules import SearchModule
+from dartslight.modules.checkpoint import HEADER, read_checkpoint
 from dartslight.run_folder import CONFIG, LAST, RunFolder, folder_of
 from dartslight.selection import Rule
 from dartslight.trainer import SearchTrainer
+from dartslight.unfinished import what_is_unfinished
 
 _UNNAMED = {
     "model": r"class_path 'lightning\.LightningModule'|required: .*fit\.model",
@@ -137,13 +139,23 @@ class DartslightCLI(LightningCLI):
         """Checks what the trainer was given.
 
         Raises:
-            InputError: If there is no epoch to train, or the precision is one in which nothing here is tested.
+            InputError: If there is no epoch to train, the precision is one in which nothing here is tested, or a search
+                is to go on with another length.
         """
         epochs, precision = self.trainer.max_epochs, self.trainer.precision
         if epochs is None or epochs < 1:
             raise InputError(f"--trainer.max_epochs is {epochs}, but a run needs at least 1; give a larger number.")
         if precision.endswith("true") and not precision.startswith("32"):
             raise InputError(f"The precision {precision!r} is not supported; use 32-true, bf16-mixed or 16-mixed.")
+        path = self._get(self.config_init, "ckpt_path")
+        header = {} if path is None else read_checkpoint(path)[HEADER]
+        if isinstance(self.model, SearchModule) and header.get("search_epochs", epochs) != epochs:
+            length, stages = header["search_epochs"], len(header["num_cells"])
+            raise InputError(
+                f"The search of {path!r} has {length} epochs" + (f" in {stages} stages" if stages > 1 else "") + ", by "
+                "which its learning rates, its stages and the decisions of its rule are placed, but this run has "
+                f"{epochs}; go on with --trainer.max_epochs {length}, or begin another search."
+            )
 
     def before_test(self) -> None:
         """Checks that there are trained weights to measure.
@@ -157,14 +169,27 @@ class DartslightCLI(LightningCLI):
     before_validate = before_test
 
     def after_fit(self) -> None:
-        """Names the run's folder."""
+        """Says how a run goes on that a limit has ended early, and names its folder."""
+        if not self.trainer.is_global_zero:
+            return
+        unfinished = what_is_unfinished(self.trainer, self.model)
+        if unfinished is not None:
+            print(f"\n{unfinished}")
         folder = folder_of(self.trainer)
-        if folder is not None and folder.exists and self.trainer.is_global_zero:
+        if folder is not None and folder.exists:
             print(f"Run folder: {folder.path}")
 
-    def after_select(self) -> None:
-        """Names the run's folder."""
-        self.after_fit()
+    after_select = after_fit
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit as stop:
+            if not isinstance(stop, SIGTERMException) and not isinstance(stop.__context__, KeyboardInterrupt):
+                raise
+            trains = subcommand in ("fit", "select")
+            unfinished = what_is_unfinished(self.trainer, self.model) if trains else None
+            raise KeyboardInterrupt(*([] if unfinished is None else [unfinished])) from None
 
 
 def run_training(command: str, words: Sequence[str]) -> None:
@@ -176,7 +201,7 @@ def run_training(command: str, words: Sequence[str]) -> None:
 
     Raises:
         InputError: If what the user gave is wrong.
-        KeyboardInterrupt: If the run was told to stop, by Ctrl-C or by SIGTERM.
+        KeyboardInterrupt: If the run was told to stop, by Ctrl-C or by SIGTERM; it says how the run goes on.
     """
     if command == "select" and sum(word.partition("=")[0] == "--supernet" for word in words) > 1:
         select_several(words)
@@ -201,10 +226,6 @@ def run_training(command: str, words: Sequence[str]) -> None:
         )
     except MisconfigurationException as error:
         raise _as_input_error(error) from None
-    except SystemExit as stop:
-        if isinstance(stop, SIGTERMException) or isinstance(stop.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise
     finally:
         sys.argv = saved
 
@@ -235,6 +256,7 @@ def _quieten() -> None:
         ".*isinstance.treespec, LeafSpec.. is deprecated.*",
         ".*Total length of `list` across ranks is zero.*",
         ".*instantiate_classes.*was deprecated.*",
+        ".*Please add the following callbacks: .'Timer'.*",  # of a run whose time was up
         ".*By default only one JsonargparseDeprecationWarning.*",
     ):
         warnings.filterwarnings("ignore", "\\s*" + message)

@@ -13,11 +13,13 @@ from dartslight.modules import SearchModule
 from dartslight.modules.timetable import Stage
 from dartslight.selection import (
     CurvatureStop,
+    LeaveOneOut,
     Magnitude,
     Perturbation,
     Random,
     Rule,
     SearchPlan,
+    Sensitivity,
     Sgas,
     Staged,
 )
@@ -51,7 +53,8 @@ STRATEGIES: dict[str, Callable[[], dict[str, Any]]] = {
     "DrNAS": lambda: {"relaxation": Dirichlet()},
     "DrNAS, progressive": lambda: {
         "relaxation": Dirichlet(),
-        "stages": [Stage(3, partial_channels=2), Stage(3, partial_channels=2, start="widened")],
+        "init_channels": 8,
+        "stages": [Stage(3, partial_channels=4), Stage(3, partial_channels=2, start="widened")],
     },
     "GDAS": lambda: {"relaxation": Gumbel()},
 }
@@ -64,13 +67,16 @@ SELECTIONS: dict[str, Callable[[], Rule]] = {
     "perturbation": lambda: Perturbation(eval_batches=1),
     "perturbation, official": lambda: Perturbation("official", eval_batches=1),
     "PT-Mag": lambda: Perturbation("official", criterion="weight"),
+    "leave-one-out": lambda: LeaveOneOut(eval_batches=1),
+    "sensitivity": lambda: Sensitivity(eval_batches=1),
+    "sensitivity, seen": lambda: Sensitivity("search"),
     "SGAS 1": lambda: Sgas(criterion=1),
     "SGAS 2": lambda: Sgas(criterion=2),
     "SGAS+PT": lambda: Sgas(perturbation=Perturbation("official", eval_batches=1)),
     "staged": lambda: Staged(keep=[1]),
-    "curvature stop": CurvatureStop,
+    "curvature stop": lambda: CurvatureStop(every=1, window=1, lag=1, ratio=0.0, min_epoch=0),
 }
-"""The rules."""
+"""The rules; the early stop ends a search as soon as it can."""
 
 
 def search(strategy: str, space: str) -> SearchModule:

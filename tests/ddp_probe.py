@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from dartslight.callbacks.diagnostics import live_supernet
+from dartslight.callbacks.live_supernet import LiveSupernet
+from dartslight.callbacks.scores_file import ScoresFile
 
 
 class Probe(Callback):
@@ -90,6 +91,6 @@ class Curved(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.folder.mkdir(exist_ok=True)
-        live = live_supernet(trainer, pl_module, "curvature")
+        live = LiveSupernet(trainer, pl_module, "curvature", ScoresFile(None), {}, 1)
         values = [live.curvature(3, batches) for batches in (1, 3)]
         torch.save(values, self.folder / f"{trainer.world_size}_{trainer.global_rank}.pt")

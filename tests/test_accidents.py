@@ -116,8 +116,8 @@ def test_runs_that_are_mixed_up_are_refused(
     genotype = f"--model.genotype={run / 'genotype.json'}"
     cases = {
         "no trained weights": ["test", *RETRAIN, genotype],
-        "Magnitude(threshold=None) after 2 epochs": ["fit", *QUICK, f"--ckpt_path={last}", "--selection=Magnitude"],
-        "after 4 epochs of search": ["fit", *QUICK, f"--ckpt_path={last}", "--trainer.max_epochs=4"],
+        "this run has Magnitude(threshold=None)": ["fit", *QUICK, f"--ckpt_path={last}", "--selection=Magnitude"],
+        "has 2 epochs, by which its learning rates": ["fit", f"--ckpt_path={last}", "--trainer.max_epochs=4"],
         "has seed 0, but this run has seed 5": ["fit", *QUICK, f"--ckpt_path={searched}", "--seed_everything=5"],
         "track_statistics": ["fit", *QUICK, f"--ckpt_path={searched}", "--model.track_statistics=true"],
         "the model is none": ["fit", *RETRAIN, genotype, "--selection=Magnitude"],
@@ -235,7 +235,7 @@ def test_a_run_that_is_told_to_stop_says_so_and_goes_on(tmp_path: Path, run: Pat
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert b"go on with --ckpt_path" in error
+    assert b"epochs and no architecture is decided; go on with: python -m dartslight fit --ckpt_path " in error
     assert b"Traceback" not in error
 
 

@@ -312,11 +312,9 @@ def test_a_flat_search_is_decided_by_its_last_mixing_weights() -> None:
     end, outcome = Told(dict.fromkeys(range(2, 50, 2), 1.0), 49).search(CurvatureStop())
     assert (end, kept(outcome), outcome.ends_run) == (49, {(49 % 5,)}, False)
     assert {d.criterion for d in outcome.decisions} == {"weight"}
-    # Falling is not rising, and too short a search never stops.
+    # Falling is not rising.
     end, outcome = Told({e: 1 / e for e in range(2, 51, 2)}, 50).search(CurvatureStop())
     assert (end, outcome.ends_run) == (50, False)
-    end, outcome = Told({e: 2.0**e for e in range(2, 21, 2)}, 20).search(CurvatureStop())
-    assert (end, outcome.ends_run) == (20, False)
 
 
 def test_the_last_epoch_can_still_be_too_sharp() -> None:
@@ -327,12 +325,33 @@ def test_the_last_epoch_can_still_be_too_sharp() -> None:
 def test_what_cannot_be_watched_is_refused() -> None:
     with pytest.raises(InputError, match="supernet's search is over; use another rule"):
         CurvatureStop().schedule(SearchPlan(NASBENCH201, 50, (), is_over=True))
-    with pytest.raises(InputError, match="several stages"):
+    with pytest.raises(InputError, match=r"several stages with a supernet each; .* or search in one stage"):
         CurvatureStop().schedule(SearchPlan(NASBENCH201, 50, (25, 50)))
     with pytest.raises(InputError, match="give 3 or 5"):
         CurvatureStop(window=4)
     with pytest.raises(InputError, match="lag is 0"):
         CurvatureStop(lag=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "shortest"),
+    [
+        ({}, 22),  # epoch 10 and 2 + 4 measurements after it, every 2 epochs
+        ({"min_epoch": 0}, 18),  # 5 + 4 measurements
+        ({"every": 3}, 30),  # epoch 12, the first one from 10 on that is measured, and 6 measurements after it
+        ({"every": 1, "window": 1, "lag": 1, "min_epoch": 0}, 2),
+        ({"every": 1, "window": 3, "lag": 2, "min_epoch": 2}, 5),
+    ],
+)
+def test_a_search_that_could_never_stop_is_refused(settings: dict[str, int], shortest: int) -> None:
+    rule = CurvatureStop(**settings)
+    sentence = f"after {shortest} epochs at the earliest, but this one has {shortest - 1}; .*max_epochs {shortest} or"
+    with pytest.raises(InputError, match=sentence):
+        rule.schedule(SearchPlan(NASBENCH201, shortest - 1))
+    # The shortest one that is taken stops at its end, with the architecture of an earlier epoch.
+    end, outcome = Told({e: 2.0**e for e in range(1, shortest + 1)}, shortest).search(rule)
+    assert (end, outcome.ends_run) == (shortest, True)
+    assert all(d.criterion.startswith("weight after epoch") for d in outcome.decisions)
 
 
 # ----------------------------------------------------------------------------------------------------- in whole runs
@@ -364,7 +383,9 @@ def test_a_run_stops_early_with_the_architecture_of_an_earlier_epoch_and_resumes
     assert all(float(row["curvature/stop"]) > 0 for row in metrics)
     rows = rows_of(folder / "decisions.csv")
     assert {(row["epoch"], row["criterion"]) for row in rows} == {("4", "weight after epoch 2")}
-    assert "by weight after epoch 2, margin" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "by weight after epoch 2, margin" in out
+    assert "stopped after" not in out  # nothing is left to do
 
     # The same, stopped in its fourth epoch and continued.
     leaders: dict[int, list[int]] = {}
@@ -407,8 +428,6 @@ def test_an_early_stop_cannot_decide_a_finished_supernet(tmp_path: Path, capsys:
     supernet = f"--supernet={folder / 'checkpoints' / 'search.ckpt'}"
     assert main(["select", supernet, f"--trainer.default_root_dir={tmp_path / 'again'}", *EAGER[:1]]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(
-        "dartslight: CurvatureStop looks on from the first to the last epoch of one search, but this"
-    )
+    assert error.startswith("dartslight: CurvatureStop looks on from the first to the last epoch of a search, but this")
     assert error.count("\n") == 1
     assert not (tmp_path / "again").exists()

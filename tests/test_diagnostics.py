@@ -18,7 +18,8 @@ from test_strategies_in_training import CONFIGS, MAGNITUDE, QUICK, fit, newest
 from torch import Tensor, nn
 
 from dartslight.callbacks import StrengthStudy
-from dartslight.callbacks.diagnostics import live_supernet
+from dartslight.callbacks.live_supernet import LiveSupernet
+from dartslight.callbacks.scores_file import ScoresFile
 from dartslight.callbacks.trial import trial
 from dartslight.cli import main
 from dartslight.genotype import Genotype
@@ -353,14 +354,27 @@ def test_watching_changes_no_bit(strategy: list[str], tmp_path: Path, capsys: py
 def test_a_finished_supernet_is_studied_when_it_is_selected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(quick_diagnostics(tmp_path))
     searched = fit(tmp_path / "fit", MAGNITUDE, "--config", config)
+    metrics = table(searched / "metrics.csv")
     # Started again, a finished run repeats nothing.
     assert main(["fit", "--ckpt_path", str(searched / "checkpoints" / "last.ckpt")]) == 0
     assert capsys.readouterr().out.count("EdgeShuffle: validation accuracy") == 1
+    assert table(searched / "metrics.csv") == metrics
     supernet = f"--supernet={searched / 'checkpoints' / 'search.ckpt'}"
     root = f"--trainer.default_root_dir={tmp_path / 'select'}"
-    assert main(["select", supernet, root, MAGNITUDE, "--config", config]) == 0
+    logger = ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path}", "--trainer.logger.name=other"]
+    assert main(["select", supernet, root, MAGNITUDE, "--config", config, *logger]) == 0
     assert capsys.readouterr().out.count("EdgeShuffle: validation accuracy") == 1
-    assert (newest(tmp_path / "select") / "strength.csv").read_text() == (searched / "strength.csv").read_text()
+    selected = newest(tmp_path / "select")
+    assert (selected / "strength.csv").read_text() == (searched / "strength.csv").read_text()
+    # No epoch was needed, and all that was seen is in the metrics of every logger, as at the end of the search.
+    expected = {k: v for k, v in metrics[-1].items() if "/" in k and not k.startswith(("train/", "val/"))}
+    assert {k.partition("/")[0] for k in expected} == {"architecture", "curvature", "noise", "edge_shuffle", "strength"}
+    for path in (selected / "metrics.csv", newest(tmp_path / "other") / "metrics.csv"):
+        rows = table(path)
+        assert {row["step"] for row in rows} == {"4"}
+        found = {k: float(v) for row in rows for k, v in row.items() if v and k != "step"}
+        assert found == pytest.approx({k: float(v) for k, v in expected.items()})
+    assert len(table(selected / "metrics.csv")) == 1
 
 
 class Retold(Callback):
@@ -370,7 +384,7 @@ class Retold(Callback):
         self.tune, self.found, self.expected = tune, [], []
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        live = live_supernet(trainer, pl_module, "study")
+        live = LiveSupernet(trainer, pl_module, "study", ScoresFile(None), {}, trainer.current_epoch + 1)
         study = StrengthStudy(edges=1, tune_learning_rate=0.1, **self.tune)
         study.study(live)
         rows = table(folder_of(trainer).path / "strength.csv")

@@ -7,8 +7,7 @@ import methods
 import pytest
 from lightning.pytorch import Callback, seed_everything
 
-from dartslight.callbacks.live_supernet import LiveSupernet
-from dartslight.callbacks.scores_file import ScoresFile
+from dartslight.callbacks import Selector
 from dartslight.data import Digits
 from dartslight.modules import SearchModule
 from dartslight.spaces import SPACES, Choices
@@ -35,7 +34,10 @@ def test_a_refusal_is_one_sentence() -> None:
 
 
 class Walk(Callback):
-    """After two batches lets every rule that may take two decisions, with another batch between them."""
+    """After a batch in every stage lets each rule that may take two decisions, with another batch between them.
+
+    The epochs between are left out: what depends on the place in the search is computed from the number of the epoch.
+    """
 
     def __init__(self, strategy: str, space: str) -> None:
         self.strategy, self.space = strategy, space
@@ -46,24 +48,45 @@ class Walk(Callback):
         self._batch = batch
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        assert isinstance(pl_module, SearchModule)
-        for name, make in methods.SELECTIONS.items():
-            if methods.refusal(self.strategy, name, self.space) is not None:
-                continue
-            rule, choices = make(), Choices.everything(pl_module.space)
-            points = rule.schedule(methods.plan_of(pl_module)).points
-            supernet = LiveSupernet(trainer, pl_module, name, ScoresFile(None), {}, points[0])
-            rule.observe(supernet, 1)
-            for point in range(min(2, len(points))):
-                pl_module.choices = choices
-                outcome = rule.decide(supernet, point, 0)
-                assert outcome.decisions or name == "curvature stop"
-                assert outcome.choices != choices or point or not outcome.decisions
-                pl_module.choices = choices = outcome.choices
-                if point == 0:
-                    pl_module.training_step(self._batch, 1)
-            pl_module.choices = Choices.everything(pl_module.space)
-            self.walked.append(name)
+        for epoch in (*pl_module.timetable.ends[:-1], methods.EPOCHS - 1):
+            self.step(trainer, pl_module, epoch)
+        for name in methods.SELECTIONS:
+            if methods.refusal(self.strategy, name, self.space) is None:
+                self.decide(trainer, pl_module, name)
+                self.walked.append(name)
+        trainer.should_stop = True
+
+    def decide(self, trainer: Any, module: SearchModule, name: str) -> None:
+        rule, module.choices = methods.SELECTIONS[name](), Choices.everything(module.space)
+        first, *later = rule.schedule(methods.plan_of(module)).points
+        trainer.fit_loop.max_epochs, module.search_epochs = methods.EPOCHS, None  # as a search begins
+        selector = Selector(rule)
+        selector.setup(trainer, module, "fit")
+        self.end_of_epoch(trainer, module, selector, first - 1)
+        assert module.choices == Choices.everything(module.space)
+        self.end_of_epoch(trainer, module, selector, first)
+        decisions = len(selector.state_dict()["decisions"])
+        assert decisions
+        assert module.choices != Choices.everything(module.space)
+        assert selector.state_dict()["ended"] == (name == "curvature stop")
+        self.step(trainer, module, first)
+        if later and not selector.is_complete:
+            self.end_of_epoch(trainer, module, selector, later[0])
+            assert selector.state_dict()["points"] == 2
+            assert len(selector.state_dict()["decisions"]) > decisions
+        selector.on_fit_end(trainer, module)
+
+    @staticmethod
+    def end_of_epoch(trainer: Any, module: SearchModule, selector: Selector, epochs: int) -> None:
+        trainer.fit_loop.epoch_progress.current.completed = epochs - 1
+        selector.on_train_epoch_end(trainer, module)
+
+    def step(self, trainer: Any, module: SearchModule, epoch: int) -> None:
+        """Trains on the first batch of an epoch."""
+        trainer.fit_loop.epoch_progress.current.completed = epoch
+        module.supernet.zero_grad()
+        module.training_step(self._batch, 0)
+        assert any(w.grad is not None for w in module.supernets[module.timetable.stage(epoch)].parameters())
 
 
 @pytest.mark.slow
@@ -73,10 +96,9 @@ def test_every_tick_takes_two_batches_and_two_decisions(strategy: str, space: st
     seed_everything(0)
     walk = Walk(strategy, space)
     module = methods.search(strategy, space)
-    module.search_epochs = methods.EPOCHS
     trainer = SearchTrainer(
         accelerator="cpu",
-        max_epochs=1,
+        max_epochs=methods.EPOCHS,
         limit_val_batches=0,
         callbacks=[walk],
         logger=False,
@@ -85,5 +107,8 @@ def test_every_tick_takes_two_batches_and_two_decisions(strategy: str, space: st
         enable_model_summary=False,
         default_root_dir=tmp_path,
     )
-    trainer.fit(module, datamodule=Digits(max_pictures=16, batch_size=4, size=8, padding=1))
-    assert len(walk.walked) == sum(methods.refusal(strategy, name, space) is None for name in methods.SELECTIONS)
+    trainer.fit(module, datamodule=Digits(max_pictures=8, batch_size=4, size=4, padding=1))
+    assert walk.walked == [name for name in methods.SELECTIONS if methods.refusal(strategy, name, space) is None]
+    first, last = module.supernets[0], module.supernets[-1]
+    widths = [[tuple(w.shape) for w in net.parameters()] for net in (first, last)]
+    assert (widths[0] != widths[1]) == (len(module.stages) > 1)

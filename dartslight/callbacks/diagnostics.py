@@ -1,10 +1,11 @@
-"""What can be watched in every epoch of any search, whatever its strategy: it decides nothing and changes no bit.
+"""What can be watched after every epoch of any search, whatever its strategy: it decides nothing and changes no bit.
 
 Papers: skip gap and noise, Wang et al. (DARTS-PT), ICLR 2021, https://arxiv.org/abs/2108.04392; curvature, Zela et al.
 (R-DARTS), ICLR 2020, https://arxiv.org/abs/1909.09656.
 """
 
-from typing import Literal
+from abc import ABC, abstractmethod
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -21,8 +22,17 @@ from dartslight.selection.strongest import mixing_weights
 _CURVATURE, _NOISE = 51, 52  # what a derived seed is for
 
 
-class SearchWatch(Callback):
-    """What all have in common: they need a search."""
+class SearchWatch(Callback, ABC):
+    """What all have in common: they need a search, look at it after its epochs, and log what they see.
+
+    In ``select`` they look first at the supernet as its search has left it.
+    """
+
+    every_n_epochs = 1
+    """Epochs between two looks."""
+
+    def __init__(self) -> None:
+        self._seen = 0  # epochs
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks that the run is a search.
@@ -32,6 +42,66 @@ class SearchWatch(Callback):
         """
         if not isinstance(pl_module, SearchModule):
             raise InputError(f"The callback {type(self).__name__} watches a search; leave it out of other runs.")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks at a supernet whose search was over before this run."""
+        epochs = trainer.current_epoch
+        if self._seen < epochs == search_epochs(pl_module) and self.is_due(pl_module, epochs):
+            values = self._values(trainer, pl_module, epochs)
+            # Lightning writes its own metrics at the end of an epoch, and a selection may need none.
+            for logger in trainer.loggers if values else ():
+                logger.log_metrics(values, trainer.global_step)
+                logger.save()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks at the supernet after a whole epoch."""
+        epochs = trainer.current_epoch + 1
+        if trainer.is_last_batch and self.is_due(pl_module, epochs):
+            values = self._values(trainer, pl_module, epochs)
+            pl_module.log_dict(values, on_step=False, on_epoch=True, rank_zero_only=True)
+
+    def is_due(self, pl_module: LightningModule, epochs: int) -> bool:
+        """Returns whether there is something to look at.
+
+        Args:
+            pl_module: The search.
+            epochs: Number of finished epochs.
+        """
+        return epochs % self.every_n_epochs == 0
+
+    def _values(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> dict[str, float]:
+        assert isinstance(pl_module, SearchModule)
+        live = LiveSupernet(trainer, pl_module, type(self).__name__, ScoresFile(None), {}, epochs)
+        with undisturbed(trainer.strategy.root_device):
+            values = self.look(live)
+        self._seen = epochs
+        return values
+
+    @abstractmethod
+    def look(self, live: LiveSupernet) -> dict[str, float]:
+        """Returns what is logged, the same numbers on all devices.
+
+        Args:
+            live: The supernet.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns after how many epochs it has looked last."""
+        return {"seen": self._seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from what `state_dict` returned."""
+        self._seen = state_dict["seen"]
+
+
+def search_epochs(pl_module: LightningModule) -> int | None:
+    """Returns the number of epochs of a search, once it is known.
+
+    Args:
+        pl_module: The search.
+    """
+    assert isinstance(pl_module, SearchModule)
+    return pl_module.search_epochs
 
 
 class ArchitectureStatistics(SearchWatch):
@@ -43,16 +113,15 @@ class ArchitectureStatistics(SearchWatch):
     mixing weights.
     """
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the statistics of the mixing weights after this epoch."""
-        live = live_supernet(trainer, pl_module, "statistics")
+    def look(self, live: LiveSupernet) -> dict[str, float]:
+        """Returns the statistics of the mixing weights."""
         weights = mixing_weights(live.space, live.mixing(live.choices))
         values = {"architecture/entropy": row_entropy(live.choices, weights)}
         gap = skip_gap(live.space, live.choices, weights)
         if gap is not None:
             values["architecture/skip_gap"] = gap
         skips = count_skips(leading(live.module))
-        log(pl_module, {**values, **{f"architecture/skips_{cell}": count for cell, count in skips.items()}})
+        return {**values, **{f"architecture/skips_{cell}": count for cell, count in skips.items()}}
 
 
 class Curvature(SearchWatch):
@@ -66,15 +135,14 @@ class Curvature(SearchWatch):
     """
 
     def __init__(self, every_n_epochs: int = 2, batches: int = 1) -> None:
+        super().__init__()
         check_least(1, every_n_epochs=every_n_epochs, batches=batches)
         self.every_n_epochs, self.batches = every_n_epochs, batches
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures the curvature where it is due."""
-        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            live = live_supernet(trainer, pl_module, "curvature")
-            value = live.curvature(derived_seed(run_seed(), _CURVATURE, live.epochs), self.batches)
-            log(pl_module, {"curvature/largest_eigenvalue": value})
+    def look(self, live: LiveSupernet) -> dict[str, float]:
+        """Measures the curvature."""
+        value = live.curvature(derived_seed(run_seed(), _CURVATURE, live.epochs), self.batches)
+        return {"curvature/largest_eigenvalue": value}
 
 
 class NoiseFloor(SearchWatch):
@@ -101,24 +169,21 @@ class NoiseFloor(SearchWatch):
         augmented: bool = False,
         every_n_epochs: int = 1,
     ) -> None:
+        super().__init__()
         check_least(2, sets=sets)
         check_least(1, batches=batches, every_n_epochs=every_n_epochs)
         self.sets, self.batches, self.draw, self.augmented = sets, batches, draw, augmented
         self.every_n_epochs = every_n_epochs
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures the noise where it is due."""
-        if (trainer.current_epoch + 1) % self.every_n_epochs:
-            return
-        live = live_supernet(trainer, pl_module, "noise")
+    def look(self, live: LiveSupernet) -> dict[str, float]:
+        """Measures the noise."""
         passes, batches = self.sets, self.batches
         if self.draw == "disjoint":
             passes, batches = 1, None if batches is None else batches * self.sets
         whole, found = Variant(live.mixing(live.choices), live.choices, "the whole"), []
-        with undisturbed(trainer.strategy.root_device):
-            for i in range(passes):
-                seed = derived_seed(run_seed(), _NOISE, live.epochs, i)
-                found += live.measure([whole], Evaluation(self.augmented, batches, "batch_frozen", seed))
+        for i in range(passes):
+            seed = derived_seed(run_seed(), _NOISE, live.epochs, i)
+            found += live.measure([whole], Evaluation(self.augmented, batches, "batch_frozen", seed))
         if len(found) == 1 and len(found[0].loss) < self.sets:
             raise InputError(
                 f"sets is {self.sets}, but NoiseFloor has {len(found[0].loss)} pictures to divide among them; give "
@@ -128,24 +193,4 @@ class NoiseFloor(SearchWatch):
         for name in ("loss", "accuracy"):
             pictures = [measurement.values(name).numpy() for measurement in found]
             values[f"noise/{name}"], values[f"noise/{name}_sigma"] = spread_of_sets(pictures, self.sets)
-        log(pl_module, values)
-
-
-def live_supernet(trainer: Trainer, pl_module: LightningModule, title: str, epochs: int | None = None) -> LiveSupernet:
-    """Returns the supernet for one look at it.
-
-    Args:
-        trainer: The trainer.
-        pl_module: The search.
-        title: What a progress bar says first.
-        epochs: Number of finished epochs; None for the end of the present one.
-    """
-    assert isinstance(pl_module, SearchModule)
-    return LiveSupernet(
-        trainer, pl_module, title, ScoresFile(None), {}, trainer.current_epoch + 1 if epochs is None else epochs
-    )
-
-
-def log(pl_module: LightningModule, values: dict[str, float]) -> None:
-    """Writes numbers, which are the same on all devices, into the metrics of the present epoch."""
-    pl_module.log_dict(values, on_step=False, on_epoch=True, rank_zero_only=True)
+        return values

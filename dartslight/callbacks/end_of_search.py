@@ -5,17 +5,16 @@ https://arxiv.org/abs/2108.04392.
 """
 
 import contextlib
-from abc import ABC, abstractmethod
-from typing import Any, Literal, cast
+from abc import abstractmethod
+from typing import Literal, cast
 
 import numpy as np
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 
-from dartslight.callbacks.diagnostics import SearchWatch, live_supernet, log
-from dartslight.callbacks.live_supernet import LiveSupernet, undisturbed
+from dartslight.callbacks.diagnostics import SearchWatch, search_epochs
+from dartslight.callbacks.live_supernet import LiveSupernet
 from dartslight.callbacks.trial import fine_tune, trial
 from dartslight.errors import check_least
-from dartslight.modules import SearchModule
 from dartslight.nets.cell import CellNetwork
 from dartslight.run_folder import by_first_device, folder_of, write_whole
 from dartslight.seeding import derived_seed, run_seed
@@ -29,35 +28,22 @@ STRENGTH = "strength.csv"
 """Name of the file with what the strength study has measured."""
 
 
-class EndOfSearch(SearchWatch, ABC):
+class EndOfSearch(SearchWatch):
     """What is done once at the end of a search, before it is decided; in ``select`` at the start.
 
     A search that a rule ends early is not studied.
     """
 
-    def __init__(self) -> None:
-        self._is_done = False
+    def is_due(self, pl_module: LightningModule, epochs: int) -> bool:
+        """Returns whether the search is over."""
+        return epochs == search_epochs(pl_module)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Studies a supernet whose search was over before this run."""
-        self._study_if_due(trainer, pl_module, trainer.current_epoch)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Studies the supernet after the last epoch of the search."""
-        if trainer.is_last_batch:
-            self._study_if_due(trainer, pl_module, trainer.current_epoch + 1)
-
-    def _study_if_due(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
-        assert isinstance(pl_module, SearchModule)
-        if epochs == pl_module.search_epochs and not self._is_done:
-            title = type(self).__name__
-            live = live_supernet(trainer, pl_module, title, epochs)
-            with undisturbed(trainer.strategy.root_device):
-                values, sentence = self.study(live)
-            log(pl_module, values)
-            self._is_done = True
-            if trainer.is_global_zero:
-                print(f"\n{title}: {sentence}")
+    def look(self, live: LiveSupernet) -> dict[str, float]:
+        """Studies the supernet and says what came out."""
+        values, sentence = self.study(live)
+        if live.trainer.is_global_zero:
+            print(f"\n{type(self).__name__}: {sentence}")
+        return values
 
     @abstractmethod
     def study(self, live: LiveSupernet) -> tuple[dict[str, float], str]:
@@ -66,14 +52,6 @@ class EndOfSearch(SearchWatch, ABC):
         Args:
             live: The supernet.
         """
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns whether the study has been made."""
-        return {"done": self._is_done}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from what `state_dict` returned."""
-        self._is_done = state_dict["done"]
 
 
 class EdgeShuffle(EndOfSearch):

@@ -216,13 +216,15 @@ class LiveSupernet:
         """The name under which a measurement is kept, and what an interrupted run has kept of it."""
         open_ops = [(v.label, v.choices.open, [w.tolist() for w in v.mixing.values()]) for v in variants]
         key, entry = "", None
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and self.scores.path is not None:
             key = digest(self.module.supernet, open_ops, evaluation, race, total)
             entry = self.scores.get(key)
         return key, self.trainer.strategy.broadcast(entry)
 
     def _keep(self, key: str, evaluation: Evaluation, entry: dict[str, Any]) -> None:
         """Keeps the state of a measurement, with the running statistics where they follow it."""
+        if self.scores.path is None:
+            return
 
         def keep() -> None:
             followed = self.module.supernet.named_buffers() if evaluation.statistics == "batch_update" else ()
@@ -286,12 +288,16 @@ def undisturbed(device: torch.device) -> Iterator[None]:
 def _statistics(supernet: nn.Module, mode: str) -> Iterator[None]:
     """Puts the batch normalisations into a mode of evaluation, and everything back afterwards."""
     was_training = supernet.training
-    supernet.train(mode != "running")
-    kept = {} if mode == "batch_update" else {name: b.clone() for name, b in supernet.named_buffers()}
+    _train(supernet, mode != "running")
+    kept = [] if mode == "batch_update" else [(buffer, buffer.clone()) for buffer in supernet.buffers()]
     try:
         yield
     finally:
-        supernet.train(was_training)
-        for name, buffer in supernet.named_buffers():
-            if name in kept:
-                buffer.copy_(kept[name])
+        _train(supernet, was_training)
+        for buffer, value in kept:
+            buffer.copy_(value)
+
+
+def _train(network: nn.Module, mode: bool) -> None:
+    if network.training != mode:  # there are thousands of modules to tell, for each measurement
+        network.train(mode)

@@ -68,12 +68,24 @@ class RunCheckpoints(Checkpoint):
     def __init__(self, every_n_batches: int | None = None) -> None:
         check_least(1, checkpoint_every_n_batches=every_n_batches)
         self.every_n_batches = every_n_batches
+        self._max_steps: int | None = None
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Hides a number of steps while Lightning finds the run's place: it would count the epoch before twice."""
+        self._max_steps, trainer.fit_loop.epoch_loop.max_steps = trainer.max_steps, -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tells the number of steps again."""
+        if self._max_steps is not None:
+            trainer.fit_loop.epoch_loop.max_steps = self._max_steps
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Writes the checkpoint where it is due within an epoch; its end follows with one of its own."""
-        if self.every_n_batches and (batch_idx + 1) % self.every_n_batches == 0 and not trainer.is_last_batch:
+        """Writes the checkpoint where it is due within an epoch, or the run ends there by a limit."""
+        is_due = self.every_n_batches and (batch_idx + 1) % self.every_n_batches == 0
+        is_end = trainer.should_stop or trainer.global_step == trainer.max_steps
+        if (is_due or is_end) and not trainer.is_last_batch:  # the end of the epoch has a checkpoint of its own
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -38,7 +38,6 @@ class Selector(Callback):
         self._is_ended = False
         self._is_selected_again = False
         self._schedule = Schedule(())
-        self._search_epochs: int | None = None
         self._begin: tuple[float, int] | None = None  # when this process took its first decision, and which one
 
     # ------------------------------------------------------------------ when
@@ -57,18 +56,17 @@ class Selector(Callback):
         self._is_selected_again = module.search_epochs is not None
         if module.search_epochs is None:
             module.search_epochs = trainer.max_epochs
-        self._search_epochs = cast("int", module.search_epochs)
         self._schedule = self.rule.schedule(module.search_plan(self._is_selected_again))
         module.tuning, module.tuning_epochs = self.rule.tuning(), self._schedule.tuning_epochs
         room = 1 if self._is_selected_again and not module.tuning_epochs else 0
-        trainer.fit_loop.max_epochs = self._search_epochs + module.tuning_epochs + room
+        trainer.fit_loop.max_epochs = cast("int", module.search_epochs) + module.tuning_epochs + room
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Catches up with what is due when a run begins or goes on."""
         self._catch_up(trainer, _search(pl_module), trainer.current_epoch)
         module = _search(pl_module)
         last = cast("int", module.search_epochs) + module.tuning_epochs
-        if self._is_ended or (self._is_complete and trainer.current_epoch >= last):
+        if self._is_ended or (self.is_complete and trainer.current_epoch >= last):
             trainer.should_stop = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -82,12 +80,18 @@ class Selector(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows the architecture and how it was decided, also where a finished run is started again."""
-        if self._is_complete:
+        if self.is_complete:
             self._conclude(trainer, _search(pl_module))
 
     @property
-    def _is_complete(self) -> bool:
+    def is_complete(self) -> bool:
+        """Whether the architecture is decided."""
         return self._is_ended or self._points == len(self._schedule.points)
+
+    @property
+    def taken(self) -> str:
+        """How many decisions have been taken, in words."""
+        return f"{self._points} of {len(self._schedule.points)} decisions"
 
     def _catch_up(self, trainer: Trainer, module: SearchModule, epochs: int) -> None:
         """Lets the rule see and decide what it should have seen and decided after so many epochs."""
@@ -160,7 +164,7 @@ class Selector(Callback):
         return {
             "points": self._points,
             "decisions": self._decisions,
-            "basis": self._basis(),
+            "rule": repr(self.rule),
             "memory": self._memory,
             "observed": self._observed,
             "ended": self._is_ended,
@@ -170,19 +174,15 @@ class Selector(Callback):
         """Goes on from what `state_dict` returned.
 
         Raises:
-            InputError: If decisions have been taken by another rule, or after a search of another length.
+            InputError: If decisions have been taken by another rule.
         """
-        if state_dict["points"] and state_dict["basis"] != self._basis():
+        if state_dict["points"] and state_dict["rule"] != repr(self.rule):
             raise InputError(
-                f"The checkpoint holds decisions of {state_dict['basis']}, but this run is {self._basis()}; go on with "
+                f"The checkpoint holds decisions of {state_dict['rule']}, but this run has {self.rule!r}; go on with "
                 "the same configuration, or decide the search.ckpt of that run anew with select."
             )
         self._points, self._decisions = state_dict["points"], list(state_dict["decisions"])
         self._memory, self._observed, self._is_ended = state_dict["memory"], state_dict["observed"], state_dict["ended"]
-
-    def _basis(self) -> str:
-        """What the decisions rest on."""
-        return f"{self.rule!r} after {self._search_epochs} epochs of search"
 
 
 def _write(path: Path, genotype: Genotype, decisions: list[dict[str, Any]]) -> None:

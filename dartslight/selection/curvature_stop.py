@@ -15,6 +15,7 @@ Lanczos' method and not from the whole Hessian. Where the earlier average is not
 search goes on.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -59,21 +60,28 @@ class CurvatureStop(Rule):
         """Returns the epochs after which the search may end, and its end.
 
         Raises:
-            InputError: If the search is over, or has stages, between which curvatures cannot be compared.
+            InputError: If the search is over, has stages, between which curvatures cannot be compared, or is too short
+                to ever end early.
         """
         plan.check_learned("CurvatureStop", [plan.epochs])
-        if plan.is_over or len(plan.stage_ends) > 1:
-            what = "this supernet's search is over" if plan.is_over else "this search has several stages"
+        if plan.is_over:
             raise InputError(
-                f"CurvatureStop looks on from the first to the last epoch of one search, but {what}; use another rule, "
-                "such as Magnitude, or search with CurvatureStop from the start."
+                "CurvatureStop looks on from the first to the last epoch of a search, but this supernet's search is "
+                "over; use another rule, such as Magnitude, or search with CurvatureStop from the start."
             )
-        points = [
-            epochs
-            for epochs in range(self.every, plan.epochs, self.every)
-            if self._earlier(epochs // self.every) is not None
-        ]
-        return Schedule((*points, plan.epochs))
+        if len(plan.stage_ends) > 1:
+            raise InputError(
+                "CurvatureStop compares the curvatures of one supernet, but this search has several stages with a "
+                "supernet each; use another rule, such as Magnitude, or search in one stage."
+            )
+        first = next(e for e in itertools.count(self.every, self.every) if self._earlier(e // self.every) is not None)
+        if plan.epochs < first:
+            raise InputError(
+                f"CurvatureStop with every {self.every}, window {self.window}, lag {self.lag} and min_epoch "
+                f"{self.min_epoch} can stop a search after {first} epochs at the earliest, but this one has "
+                f"{plan.epochs}; give --trainer.max_epochs {first} or more, or smaller ones of these settings."
+            )
+        return Schedule((*range(first, plan.epochs, self.every), plan.epochs))
 
     def observe(self, supernet: Supernet, epochs: int) -> None:
         """Measures the curvature where it is due, and notes it with the mixing weights of the epoch."""
