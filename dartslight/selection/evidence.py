@@ -62,8 +62,10 @@ class Evidence:
         """How much the supernet misses the candidate, up to a constant."""
         return sign_of(self.criterion) * self.score
 
-    def lead(self, other: "Evidence", paired: bool) -> tuple[float, float, int]:
+    def lead(self, other: "Evidence", paired: bool) -> tuple[float, float | None, int]:
         """Returns by how much more this candidate is missed, the standard error, and the number of pictures.
+
+        A single sample has no standard error.
 
         Args:
             other: The other candidate.
@@ -71,9 +73,11 @@ class Evidence:
         """
         count = min(len(self.samples), len(other.samples))
         a, b = self.samples[:count], other.samples[:count]
-        variance = (a - b).var() / count if paired else (a.var() + b.var()) / count
-        difference = sign_of(self.criterion) * float(a.mean() - b.mean())
-        return difference, float(variance.sqrt()), min(self.pictures, other.pictures)
+        difference, error = sign_of(self.criterion) * float(a.mean() - b.mean()), None
+        if count > 1:
+            variance = (a - b).var() / count if paired else (a.var() + b.var()) / count
+            error = float(variance.sqrt())
+        return difference, error, min(self.pictures, other.pictures)
 
     def candidate(self, cell: Cell, edge: int, op: int, base: float | None, chosen: bool) -> Candidate:
         """Returns the record of the candidate.
@@ -150,7 +154,7 @@ def decision(
     kind: Literal["operation", "inputs"],
     candidates: Sequence[Candidate],
     decisive: Evidence,
-    leads: Sequence[tuple[float, float, int]],
+    leads: Sequence[tuple[float, float | None, int]],
 ) -> Decision:
     """Returns the record of a decision.
 
@@ -161,7 +165,8 @@ def decision(
         decisive: The evidence of the kept one, or of the one that goes.
         leads: The leads over its rivals; the smallest says how clear the decision is.
     """
-    margin, noise, pictures = min(leads, default=(None, None, decisive.pictures))
+    nothing = (None, None, decisive.pictures)
+    margin, noise, pictures = min(leads, key=lambda lead: lead[0]) if leads else nothing
     return Decision(cell.name, kind, decisive.criterion, tuple(candidates), decisive.batches, pictures, margin, noise)
 
 
