@@ -1045,7 +1045,7 @@ def test_smoothing_of_weights_without_a_sum_is_refused(relaxation: Relaxation, s
         ({"alpha_momentum": 1.0}, "alpha_momentum 1.0, but they must be below 1"),
         ({"partial_channels": 3}, "partial_channels 3, but.*multiple of 3 from 6 on"),
         ({"partial_channels": 4}, "init_channels is 4 and partial_channels 4.*multiple of 4 from 8 on"),
-        ({"partial_channels": 0}, "partial_channels 0"),
+        ({"partial_channels": 0}, "partial_channels is 0"),
         ({"auxiliary_skip": "linaer"}, "auxiliary_skip is 'linaer', but it must be linear or cosine"),
     ],
 )

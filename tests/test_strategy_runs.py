@@ -180,8 +180,8 @@ def test_architecture_gradients_are_clipped_in_a_run(monkeypatch: pytest.MonkeyP
     assign = SearchModule._assign_alpha_gradients
     norms: list[float] = []
 
-    def assigned(module: SearchModule, gradients: Any) -> None:
-        assign(module, [1e3 * g for g in gradients])
+    def assigned(module: SearchModule, gradients: Any, seen: Any) -> None:
+        assign(module, [1e3 * g for g in gradients], seen)
         norms.append(float(nn.utils.get_total_norm([p.grad for p in module.architecture.parameters()])))
 
     monkeypatch.setattr(SearchModule, "_assign_alpha_gradients", assigned)
