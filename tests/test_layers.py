@@ -171,4 +171,5 @@ def test_freed_memory_is_kept() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(50):
         torch.zeros(1 << 20).add_(1)  # 8 MiB, or 2048 pages
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 2048
+    # Memory that is given back each time would cost 50 times as many; other threads and a busy system cost some.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 5 * 2048
