@@ -121,6 +121,14 @@ def test_decisions_that_cannot_be_averaged_are_refused(tmp_path: Path) -> None:
         average(SPACE, [scored(table)[:5]] * 2)
     with pytest.raises(InputError, match="do not score the same candidates in every supernet"):
         average(SPACE, [scored(table), scored(table)[:5]])
+    foreign = scored(table)
+    for change in ({"op": "sep_conv_3x3"}, {"source": 7}):
+        other = replace(foreign[0].candidates[0], **change)
+        foreign[0] = replace(foreign[0], candidates=(other, *foreign[0].candidates[1:]))
+        with pytest.raises(InputError, match="this search space does not have; average supernets of one space"):
+            average(SPACE, [foreign] * 2)
+    with pytest.raises(InputError, match="every candidate with a finite number"):
+        average(SPACE, [scored(table * math.nan)] * 2)
     for text in ("", "a,b\n1,2\n", "decision,cell,kind\n0,cell,operation\n"):
         (tmp_path / "decisions.csv").write_text(text or "\x00")
         with pytest.raises(InputError, match="cannot be read"):

@@ -23,6 +23,8 @@ from dartslight.errors import InputError
 from dartslight.genotype import Genotype
 from dartslight.modules.checkpoint import read_checkpoint
 from dartslight.nets import DiscreteNetwork, Supernet
+from dartslight.selection.average import average
+from dartslight.selection.record import read_decisions
 from dartslight.spaces import SPACES, Choices
 
 ARCH = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|nor_conv_3x3~2|"
@@ -150,6 +152,16 @@ def test_mutated_checkpoints(tmp_path: Path, run: Path, changes: Any) -> None:
     path.write_bytes(mutated((run / "checkpoints" / "last.ckpt").read_bytes(), changes))
     with at_most_one_sentence():
         read_checkpoint(path)
+
+
+@many(350)
+@given(changes=edits)
+def test_mutated_decisions(tmp_path: Path, run: Path, changes: Any) -> None:
+    path = tmp_path / "decisions.csv"
+    whole = (run / "decisions.csv").read_bytes()
+    path.write_bytes(mutated(whole, changes))
+    with at_most_one_sentence():
+        average(SPACES["nasbench201"], [read_decisions(run / "decisions.csv"), read_decisions(path)])
 
 
 @many(100)

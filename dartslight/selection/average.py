@@ -74,6 +74,8 @@ def _operation_scores(cell: Cell, decided: Sequence[Decision]) -> dict[tuple[int
         if decision.kind == "operation":
             for c, score in _scores(decision, decision.candidates):
                 e = _edge_of(cell, c)
+                if c.op not in cell.edges[e].ops:
+                    raise _foreign(cell, c)
                 found[e, cell.edges[e].ops.index(c.op)] = score
     return found
 
@@ -96,18 +98,28 @@ def _scores(decision: Decision, candidates: Sequence[Candidate]) -> list[tuple[C
         return [(c, _known(c.score_with)) for c in candidates]
     sign = sign_of(decision.criterion)
     missed = [sign * _known(c.score_without) for c in candidates]
-    bases = [min(missed) if c.score_with is None else sign * c.score_with for c in candidates]
+    bases = [min(missed) if c.score_with is None else sign * _known(c.score_with) for c in candidates]
     return [(c, value - base) for c, value, base in zip(candidates, missed, bases, strict=True)]
 
 
 def _known(score: float | None) -> float:
-    assert score is not None
+    if score is None or not math.isfinite(score):
+        raise _unscored("every candidate with a finite number")
     return score
 
 
 def _edge_of(cell: Cell, candidate: Candidate) -> int:
     places = [(edge.source, edge.node) for edge in cell.edges]
+    if (candidate.source, candidate.node) not in places:
+        raise _foreign(cell, candidate)
     return places.index((candidate.source, candidate.node))
+
+
+def _foreign(cell: Cell, candidate: Candidate) -> InputError:
+    return InputError(
+        f"The decisions name {candidate.op!r} on edge {candidate.node}<-{candidate.source} of the {cell.name} cell, "
+        "which this search space does not have; average supernets of one space."
+    )
 
 
 def _normalised(members: Sequence[Mapping[_Key, float]]) -> dict[_Key, np.ndarray]:

@@ -79,7 +79,7 @@ def read_decisions(path: Path) -> list[Decision]:
             raise ValueError
         grouped = itertools.groupby(rows, key=lambda row: (row["decision"], row["cell"], row["kind"]))
         return [_decision(list(group)) for _, group in grouped]
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error, LookupError, AttributeError, TypeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not as dartslight writes it"
         raise InputError(f"{str(path)!r} cannot be read ({reason}); give the folder of a run that decided.") from None
 
