@@ -1,6 +1,6 @@
 """The configuration that a checkpoint carries, and what of it other commands take over."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -33,19 +33,36 @@ def with_carried_config(command: str, words: list[str]) -> list[str]:
     header = read_checkpoint(path)[HEADER]
     if own and command != "select":
         return words
-    config = _read(header, path)
-    foreign = sorted(set(foreign_classes(config)))
-    if foreign:
-        raise InputError(
-            f"The configuration in the checkpoint {path!r} names {', '.join(foreign)}, which is not part of dartslight "
-            "and would run; give a configuration that you trust with --config, and --ckpt_path beside it."
-        )
+    config = carried_config(
+        header, path, "give a configuration that you trust with --config, and --ckpt_path beside it"
+    )
     config = {key: config[key] for key in _KEYS if key in config}
     if command != "select":
         return ["--config", yaml.safe_dump(config), *words]
     config["selection"] = None
     # The length of the search stands in the configuration of the selection's own run, which may go on later.
     return ["--config", yaml.safe_dump(config), *words, f"--trainer.max_epochs={int(header.get('epochs', 0))}"]
+
+
+def carried_config(header: Mapping[str, Any], path: str, advice: str) -> dict[str, Any]:
+    """Returns the configuration of the run that wrote a checkpoint.
+
+    Args:
+        header: What the checkpoint says of itself.
+        path: What messages call the checkpoint.
+        advice: What messages tell to do where the configuration is not to be trusted.
+
+    Raises:
+        InputError: If there is none, or it would run code that is not of the product.
+    """
+    config = _read(header, path)
+    foreign = sorted(set(foreign_classes(config)))
+    if foreign:
+        raise InputError(
+            f"The configuration in the checkpoint {path!r} names {', '.join(foreign)}, which is not part of dartslight "
+            f"and would run; {advice}."
+        )
+    return config
 
 
 def value_of(options: Sequence[str], words: Sequence[str]) -> str | None:
@@ -63,7 +80,7 @@ def value_of(options: Sequence[str], words: Sequence[str]) -> str | None:
     return value
 
 
-def _read(header: dict[str, Any], path: str) -> dict[str, Any]:
+def _read(header: Mapping[str, Any], path: str) -> dict[str, Any]:
     try:
         config = yaml.safe_load(header["config"])
     except (KeyError, AttributeError, yaml.YAMLError):

@@ -21,12 +21,16 @@ Search a neural architecture for your images, decide it, train it.
   validate  measure a network on the validation pictures
   lookup    tell what a table of known architectures says of a genotype
   draw      draw the cells of a genotype
+  cost      count a genotype's parameters and multiply-adds, and time its network
+  predict   tell the classes of pictures by a retrained or exported network
+  export    write a retrained network as a file for other programs
 
 python -m dartslight COMMAND --help tells the options of a command. Start with:
   python -m dartslight fit --config configs/quickstart.yaml
 """
 
 _TRAINING = ("fit", "validate", "test", "select")
+_SHIPPING = ("cost", "predict", "export")
 
 
 def draw(words: Sequence[str]) -> None:
@@ -34,7 +38,7 @@ def draw(words: Sequence[str]) -> None:
     from dartslight.genotype import Genotype
     from dartslight.report import save_drawing
 
-    parser = _parser("draw", "Draw the cells of a genotype.")
+    parser = command_parser("draw", "Draw the cells of a genotype.")
     parser.add_argument("genotype", type=str, help="Path of a genotype.json.")
     parser.add_argument(
         "-o", "--output", type=str, default="cell.svg", help="Path of the drawing, which ends in .svg, .png or .pdf."
@@ -49,7 +53,7 @@ def lookup(words: Sequence[str]) -> None:
     from dartslight.benchmarks import Table
     from dartslight.genotype import Genotype
 
-    parser = _parser("lookup", "Tell what a table of known architectures says of a genotype.")
+    parser = command_parser("lookup", "Tell what a table of known architectures says of a genotype.")
     parser.add_argument("genotype", type=str, help="Path of a genotype.json of the space nasbench201.")
     parser.add_argument(
         "--table",
@@ -65,7 +69,13 @@ def lookup(words: Sequence[str]) -> None:
 _SMALL: dict[str, Callable[[Sequence[str]], None]] = {"draw": draw, "lookup": lookup}
 
 
-def _parser(command: str, description: str) -> Any:
+def command_parser(command: str, description: str) -> Any:
+    """Returns the parser of a small command.
+
+    Args:
+        command: Its name.
+        description: What it does, in one sentence.
+    """
     from jsonargparse import ArgumentParser
 
     return ArgumentParser(prog=f"python -m dartslight {command}", description=description, exit_on_error=False)
@@ -140,10 +150,14 @@ def _run(command: str = "--help", *, words: list[str]) -> None:
         from dartslight.training_cli import run_training
 
         run_training(command, words)
+    elif command in _SHIPPING:
+        from dartslight.shipping_cli import COMMANDS
+
+        COMMANDS[command](words)
     elif command == "ensemble":
         from dartslight.ensemble import ensemble
 
         ensemble(words)
     else:
-        known = ", ".join([*_TRAINING, "ensemble", *_SMALL])
+        known = ", ".join([*_TRAINING, "ensemble", *_SHIPPING, *_SMALL])
         raise InputError(f"There is no command {command!r}; the known ones are {known}.")

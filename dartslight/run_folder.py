@@ -30,6 +30,29 @@ def write_whole(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_output(path: Path, contents: bytes) -> None:
+    """Writes a file that the user has named, whole or not at all.
+
+    Raises:
+        InputError: If it cannot be written there.
+    """
+    check_output(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, advice="give a path in a folder that has room and that you may write to") as temporary:
+        temporary.write_bytes(contents)
+
+
+def check_output(path: Path) -> None:
+    """Checks before long work that a file can be written where the user wants it.
+
+    Raises:
+        InputError: If it cannot.
+    """
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(f"{str(path)!r} cannot be written; give a path in a folder that you may write to.")
+
+
 def write_whole_tensors(path: Path, contents: Any) -> None:
     """Writes tensors and plain values like `write_whole`."""
     with replacing(path, "new") as temporary:
@@ -37,7 +60,11 @@ def write_whole_tensors(path: Path, contents: Any) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, tag: str | None = None) -> Iterator[Path]:
+def replacing(
+    path: Path,
+    tag: str | None = None,
+    advice: str = "what was there before is kept: make room and go on from the run's last.ckpt",
+) -> Iterator[Path]:
     """Gives the name of a temporary file, which takes the place of another at the end; its folder is made.
 
     Its contents are on the disk before its name is, so that a power failure leaves one of the two whole.
@@ -45,6 +72,7 @@ def replacing(path: Path, tag: str | None = None) -> Iterator[Path]:
     Args:
         path: The file to replace.
         tag: End of the temporary name; None for one that no other process has.
+        advice: What the message tells to do where it cannot be written.
 
     Raises:
         InputError: If there is no room for it, or it may not be written; the old file stays.
@@ -61,10 +89,7 @@ def replacing(path: Path, tag: str | None = None) -> Iterator[Path]:
         if isinstance(error, RuntimeError) and "write" not in str(error) and "file" not in str(error):
             raise
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "the disk may be full"
-        raise InputError(
-            f"{str(path)!r} cannot be written ({reason}); what was there before is kept: make room and go on from the "
-            "run's last.ckpt."
-        ) from None
+        raise InputError(f"{str(path)!r} cannot be written ({reason}); {advice}.") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -10,6 +10,7 @@ from dartslight.data.folder import ImageFolder
 from dartslight.data.module import ImageData
 from dartslight.data.pictures import Pictures
 from dartslight.data.sampling import Batch, EvaluationBatches
+from dartslight.data.signature import Signature
 
 __all__ = [
     "CIFAR10",
@@ -21,4 +22,5 @@ __all__ = [
     "ImageData",
     "ImageFolder",
     "Pictures",
+    "Signature",
 ]

@@ -134,7 +134,7 @@ def list_folder(folder: Path) -> Listing:
     names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(_picture_files(folder, name))
+        found = sorted(picture_files(folder, name))
         if not found:
             raise _no_pictures(folder / name)
         names += found
@@ -146,10 +146,15 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
 
 
-def _picture_files(folder: Path, class_name: str) -> list[str]:
-    """Returns the names, relative to the folder, of the picture files of a class."""
+def picture_files(folder: Path, part: str = "") -> list[str]:
+    """Returns the names, relative to a folder, of the picture files in it or in a part of it, in no order.
+
+    Args:
+        folder: The folder.
+        part: Name of a folder in it whose files alone are wanted.
+    """
     found = []
-    for place, folders, files in os.walk(folder / class_name):
+    for place, folders, files in os.walk(folder / part):
         folders[:] = [name for name in folders if not name.startswith(".")]
         relative = Path(place).relative_to(folder)
         found += [

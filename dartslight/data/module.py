@@ -10,12 +10,13 @@ from torch import Tensor
 from dartslight.data.augmentation import augment, cut_out, normalise
 from dartslight.data.pictures import Channels, Pictures, channel_statistics
 from dartslight.data.sampling import UNCHANGED, Batch, Batches, EvaluationBatches, epoch_order
+from dartslight.data.signature import Signature
 from dartslight.errors import InputError
 from dartslight.seeding import derived_seed, run_seed
 
 Split = Literal["shuffled", "official"]
 
-_SPLIT, _SELECTION = 17, 18  # what a derived seed is for
+_SPLIT, _SELECTION, _CALIBRATION = 17, 18, 19  # what a derived seed is for
 
 
 class ImageData(LightningDataModule, ABC):
@@ -154,6 +155,23 @@ class ImageData(LightningDataModule, ABC):
         return channels, height, width
 
     @property
+    def signature(self) -> Signature:
+        """What a network that learns from these pictures reads and tells."""
+        return Signature(self.image_shape[1:], *self.normalisation, self.classes)
+
+    def follow(self, signature: Signature) -> None:
+        """Prepares pictures from now on as those that a network was trained on.
+
+        Args:
+            signature: The signature of the network.
+
+        Raises:
+            InputError: If the pictures have other classes.
+        """
+        signature.check_classes(self.classes)
+        self.mean, self.std = signature.mean, signature.std
+
+    @property
     def has_val(self) -> bool:
         """Whether there is a validation half."""
         return self.train_portion < 1
@@ -210,6 +228,16 @@ class ImageData(LightningDataModule, ABC):
         size = self.batch_size if batch_size is None else batch_size
         draws = seed if augmented else None
         return EvaluationBatches(self._loaded, self._val_half[order], size, limit=limit, seed=draws)
+
+    def calibration_batches(self, count: int, batch_size: int) -> EvaluationBatches:
+        """Returns some pictures of the training half without augmentation, for measuring what a network computes.
+
+        Args:
+            count: Largest number of pictures.
+            batch_size: Pictures per batch.
+        """
+        order = epoch_order(len(self._train_half), derived_seed(self._seed, _CALIBRATION), 0)[:count]
+        return EvaluationBatches(self._loaded, self._train_half[order], batch_size)
 
     def _device(self) -> dict[str, int]:
         """Returns the number of this device and how many there are."""

@@ -18,7 +18,7 @@ from torch.optim import SGD, Optimizer
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from dartslight.data import Batch
+from dartslight.data import Batch, ImageData, Signature
 from dartslight.errors import InputError, check_least
 from dartslight.genotype import Genotype
 from dartslight.modules.checkpoint import HEADER, check_header
@@ -145,7 +145,7 @@ class RetrainModule(LightningModule):
         if hasattr(self, "network"):
             return
         torch.manual_seed(derived_seed(run_seed(), _INITIALISATION))
-        num_classes = cast("Any", self.trainer).datamodule.num_classes
+        num_classes = self._data.num_classes
         self.network = DiscreteNetwork(
             self.genotype,
             self.num_cells,
@@ -162,10 +162,11 @@ class RetrainModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the checkpoint is of."""
-        checkpoint[HEADER] = {**checkpoint.get(HEADER, {}), **self._header(), "seed": run_seed()}
+        own = {**self._header(), "seed": run_seed(), "signature": self._data.signature.state()}
+        checkpoint[HEADER] = {**checkpoint.get(HEADER, {}), **own}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Checks that the checkpoint is of this network.
+        """Checks that the checkpoint is of this network and these classes, and prepares pictures as it is used to.
 
         Raises:
             InputError: If it is not.
@@ -173,6 +174,12 @@ class RetrainModule(LightningModule):
         check_header(checkpoint, self._header())
         if self.trainer.state.fn == TrainerFn.FITTING:
             check_header(checkpoint, {"seed": run_seed()})
+        self._data.follow(Signature.from_state(checkpoint[HEADER].get("signature"), "The checkpoint"))
+
+    @property
+    def _data(self) -> ImageData:
+        data: ImageData = cast("Any", self.trainer).datamodule
+        return data
 
     def _header(self) -> dict[str, Any]:
         return {
