@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
+from test_captured import Waits
 from torch import Tensor
 from torch.nn import functional
 
@@ -243,3 +244,15 @@ def test_discrete_losses_need_no_derivative(estimator: type[Estimator]) -> None:
     number = estimator()(draws, counted, lambda rows: rows["cell"].square().sum(dim=(1, 2)))
     (gradient,) = torch.autograd.grad(number, alphas)
     assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("estimator", [GumbelSoftmax, Reinforce, Rebar])
+def test_draws_and_estimates_wait_for_no_value(estimator: type[Estimator]) -> None:
+    alphas = torch.randn(2, 3).requires_grad_()
+    made = estimator()
+    with Waits() as waits:
+        draws = {"cell": draw(alphas, torch.ones(2, 3, dtype=torch.bool), 5, TEMPERATURE, soften=0.1)}
+        loss = nonlinear_loss({"cell": alphas})
+        torch.autograd.grad(made(draws, loss, loss), alphas)
+    assert waits.count > 20
+    assert waits.seen == []
