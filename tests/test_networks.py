@@ -270,6 +270,51 @@ def test_weights_for_each_picture_equal_one_call_for_each(name: str) -> None:
         assert_same(logits[i : i + 1], ours(images[i : i + 1], row))
 
 
+class OfEachPicture:
+    """The weights of one operation, one for each picture, which multiply its output picture by picture."""
+
+    def __init__(self, weights: Tensor) -> None:
+        self.weights = weights
+
+    def __mul__(self, output: Tensor) -> Tensor:
+        return torch.stack([weight * picture for weight, picture in zip(self.weights, output, strict=True)])
+
+
+@pytest.mark.parametrize("checkpoint_cells", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize("name", ["nasbench201", "s2", "darts"])
+def test_weights_for_each_picture_equal_the_textbook_in_training(
+    name: str, share: float, checkpoint_cells: bool
+) -> None:
+    """The statistics are those of an operation's output on all pictures; the weights come after."""
+    space = SPACES[name]
+    ours = Supernet(space, 3, 4, 5, checkpoint_cells=checkpoint_cells)
+    theirs = textbook.Supernet(name, 4, 3, 5)
+    copy_weights(ours, theirs)
+    generator = torch.Generator().manual_seed(1)
+    choices = decide_some(space, share, seed=2)
+    images, labels = torch.randn(6, 3, 8, 8, generator=generator), torch.arange(6) % 5
+    rows = [masked(random_mixing(space, generator), choices) for _ in images]
+    mixing = {cell: torch.stack([row[cell] for row in rows]).requires_grad_() for cell in rows[0]}
+    twin = {cell: m.detach().clone().requires_grad_() for cell, m in mixing.items()}
+    book = {
+        cell: [[OfEachPicture(m[:, e, o]) for o in range(m.shape[2])] for e in range(m.shape[1])]
+        for cell, m in twin.items()
+    }
+    a, b = ours(images, mixing, choices), theirs(images, book)
+    assert_same(a, b)
+    nn.functional.cross_entropy(a, labels).backward()
+    nn.functional.cross_entropy(b, labels).backward()
+    for cell, m in mixing.items():
+        is_open = torch.tensor([[o in columns for o in range(m.shape[2])] for columns in choices.of(cell)])
+        assert_same(m.grad[:, is_open], twin[cell].grad[:, is_open])
+        assert m.grad[:, is_open].any(dim=0).sum() > is_open.sum() / 2
+    idle = {own for own, _ in pairs(ours, theirs) if any(p.grad is None for p in own.parameters())}
+    assert bool(idle) == bool(share)
+    if not share:
+        assert_same_everywhere(ours, theirs)
+
+
 @pytest.mark.parametrize("decided", [0, 3])
 @pytest.mark.parametrize("name", ["nasbench201", "darts"])
 def test_variants_in_one_pass_equal_single_calls(name: str, decided: int) -> None:

@@ -425,6 +425,30 @@ def test_variants_in_one_pass_equal_single_calls_with_all_terms(name: str, share
     assert not torch.allclose(found[0], found[6])  # an edge without its only operation
 
 
+@pytest.mark.parametrize("edges", [False, True])
+@pytest.mark.parametrize("name", ["nasbench201", "darts"])
+def test_rows_of_each_picture_with_all_terms_equal_one_call_for_each(name: str, edges: bool) -> None:
+    space = SPACES[name]
+    net = Supernet(space, 3, 4, 5, partial_channels=2, terms=("auxiliary_skip", "offset")).eval()
+    architecture = Architecture(space, Softmax(), 0.5, edges, "linear", net.terms)
+    choices = decide_some(space, 0.3, seed=1)
+    rows = [
+        {
+            cell: torch.rand_like(alpha) * mask_of(choices, cell, alpha.shape[1])
+            for cell, alpha in architecture.alphas.items()
+        }
+        for _ in range(3)
+    ]
+    together = architecture.compose({cell: torch.stack([row[cell] for row in rows]) for cell in rows[0]}, choices, 0.3)
+    apart = [architecture.compose(row, choices, 0.3) for row in rows]
+    for cell, mixing in together.items():
+        assert_same(mixing, torch.stack([own[cell] for own in apart]))
+    images = images_of(3)
+    logits = net(images, together, choices)
+    for i, own in enumerate(apart):
+        assert_same(logits[i : i + 1], net(images[i : i + 1], own, choices))
+
+
 @pytest.mark.parametrize("name", ["nasbench201", "s2"])
 def test_second_order_with_partial_channels_equals_double_autograd(name: str) -> None:
     space = SPACES[name]

@@ -98,17 +98,28 @@ class Table:
         Raises:
             InputError: If the table does not hold it.
         """
+        row = self._row(arch)
+        return {
+            title: Entry(values[row], 1 + sum(value > values[row] for value in values), len(values))
+            for title, values in self.columns.items()
+        }
+
+    def value(self, arch: str, column: str) -> float:
+        """Returns the number of an architecture in one column.
+
+        Raises:
+            InputError: If the table does not hold the architecture.
+        """
+        return self.columns[column][self._row(arch)]
+
+    def _row(self, arch: str) -> int:
         if not _ARCH.fullmatch(arch):
             raise InputError(f"{arch!r} is not in NAS-Bench-201's notation; give an architecture that is.")
         if arch not in self.rows:
             raise InputError(
                 f"{self.name} does not hold the architecture {arch} but {len(self.rows):,} others; give a larger table."
             )
-        row = self.rows[arch]
-        return {
-            title: Entry(values[row], 1 + sum(value > values[row] for value in values), len(values))
-            for title, values in self.columns.items()
-        }
+        return self.rows[arch]
 
     def controls(self) -> dict[str, dict[str, str]]:
         """Returns, by name and column, what is reached without a search: what any result must be compared with.

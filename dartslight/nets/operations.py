@@ -156,7 +156,7 @@ class _Pooled(nn.Module):
 
 def _average(x: Tensor, stride: int) -> Tensor:
     """Returns the means of windows of 3x3 pixels, which get smaller at the border."""
-    if x.is_cuda or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.avg_pool2d(x, 3, stride, padding=1, count_include_pad=False)
     # Sums as a depthwise convolution, divided by the sizes of the windows: several times faster on a CPU.
     channels, height, width = x.shape[1:]

@@ -3,6 +3,8 @@
 from dartslight.strategies.architecture import Architecture, AuxiliarySkip, Sample
 from dartslight.strategies.combinations import check_combination
 from dartslight.strategies.curvature import hessian_product, largest_eigenvalue
+from dartslight.strategies.draws import Draw, draw
+from dartslight.strategies.estimators import Estimator, GumbelSoftmax, Losses, Rebar, Reinforce
 from dartslight.strategies.gradients import (
     ArchitectureGradient,
     Bilevel,
@@ -22,12 +24,18 @@ __all__ = [
     "AuxiliarySkip",
     "Bilevel",
     "Dirichlet",
+    "Draw",
+    "Estimator",
     "FiniteDifference",
     "FirstOrder",
     "Fixed",
     "Gumbel",
+    "GumbelSoftmax",
     "Loss",
+    "Losses",
     "RandomSmoothing",
+    "Rebar",
+    "Reinforce",
     "Relaxation",
     "Rows",
     "Sample",
@@ -36,6 +44,7 @@ __all__ = [
     "Softmax",
     "Unrolled",
     "check_combination",
+    "draw",
     "hessian_product",
     "largest_eigenvalue",
 ]

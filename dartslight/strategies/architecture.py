@@ -107,7 +107,7 @@ class Architecture(nn.Module):
         """Returns the mixing weights of the supernet for weights of the operations.
 
         Args:
-            rows: The weights of the operations, (edges, ops) for each cell type.
+            rows: The weights of the operations, (edges, ops) for each cell type, or (samples, edges, ops).
             choices: The operations that are still open.
             progress: Share of the search that is over, from 0 to 1.
         """
@@ -153,7 +153,8 @@ class Architecture(nn.Module):
         if "offset" in self.terms:
             # What was not drawn has the weight 0; the sum gives it the derivative of a number added to the node.
             weights["offset"] = torch.where(row == 0, mixing, 0.0).sum(dim=-1)
-        return torch.cat([mixing, torch.stack([weights[term] for term in self.terms], dim=-1)], dim=-1)
+        columns = [weights[term].expand(row.shape[:-1]) for term in self.terms]
+        return torch.cat([mixing, torch.stack(columns, dim=-1)], dim=-1)
 
     def _auxiliary(self, progress: float) -> float:
         """The weight of the auxiliary skip connection."""

@@ -58,7 +58,7 @@ class Relaxation(ABC):
         return None
 
 
-def _only_open(alphas: Tensor, is_open: Tensor) -> Tensor:
+def only_open(alphas: Tensor, is_open: Tensor) -> Tensor:
     """Returns the parameters, minus infinity where an operation is not open; a row with nothing open stays finite."""
     return alphas.masked_fill(~is_open & is_open.any(dim=-1, keepdim=True), -torch.inf)
 
@@ -71,7 +71,7 @@ class Softmax(Relaxation):
 
     def __call__(self, alphas: Tensor, is_open: Tensor) -> Tensor:
         """Returns the softmax of each row over its open operations."""
-        return torch.softmax(_only_open(alphas, is_open), dim=-1)
+        return torch.softmax(only_open(alphas, is_open), dim=-1)
 
 
 class Sigmoid(Relaxation):
@@ -142,11 +142,11 @@ class Gumbel(Relaxation):
 
     def __call__(self, alphas: Tensor, is_open: Tensor) -> Tensor:
         """Returns the probability of each operation."""
-        return torch.softmax(_only_open(alphas, is_open), dim=-1)
+        return torch.softmax(only_open(alphas, is_open), dim=-1)
 
     def sample(self, alphas: Tensor, is_open: Tensor, progress: float) -> Tensor:
         """Returns a row of zeros and a single one for each edge, with the derivative of the soft weights."""
-        logits = torch.log_softmax(_only_open(alphas, is_open), dim=-1)
+        logits = torch.log_softmax(only_open(alphas, is_open), dim=-1)
         # Exponential numbers are never 0 here, so the noise is finite and nothing needs to be drawn again.
         noise = -torch.empty_like(alphas).exponential_().clamp_min(torch.finfo(alphas.dtype).tiny).log()
         soft = torch.softmax((logits + noise) / self.temperature(progress), dim=-1)

@@ -1,0 +1,73 @@
+"""Draws of independent categorical variables: a hard and a relaxed sample from the same noise, and what ties them.
+
+The operations of an edge run a race: operation i of probability q_i arrives after the exponentially distributed time
+t_i = -log(u_i) / q_i, with u_i uniform, and the first one is drawn, operation k at the time T. The numbers -log(t_i)
+are logits with Gumbel noise, and their softmax at a temperature is the relaxed sample. Given the hard sample, the
+others arrive at T + e_i / q_i, where T and the e_i have distributions that the parameters are not in. With T and e_i
+held constant that is the relaxed sample once more, the same number, as a function of the parameters given the hard one.
+
+Papers: Gumbel-softmax, Jang et al., ICLR 2017, https://arxiv.org/abs/1611.01144; the conditional noise, REBAR, Tucker
+et al., NeurIPS 2017, https://arxiv.org/abs/1703.07370; for architectures, UNAS, Vahdat et al., CVPR 2020,
+https://arxiv.org/abs/1912.07651.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dartslight.strategies.relaxations import only_open
+
+_EDGE = 1e-3  # UNAS: uniform numbers stay this far from 0 and 1
+
+
+class Draw(NamedTuple):
+    """Some samples of the operations of all edges of one cell type; edges on which nothing is open have weights of 0.
+
+    Args:
+        hard: A single 1 on each edge, (samples, edges, ops).
+        relaxed: Weights that sum to 1, with their derivative by the parameters, (samples, edges, ops).
+        conditional: The same weights with their derivative given the hard samples, (samples, edges, ops).
+        log_probability: Logarithm of the probability of each hard sample, (samples,).
+    """
+
+    hard: Tensor
+    relaxed: Tensor
+    conditional: Tensor
+    log_probability: Tensor
+
+    @property
+    def corrected(self) -> Tensor:
+        """The relaxed samples with the derivative of `relaxed` less that of `conditional`, (samples, edges, ops)."""
+        return self.relaxed - (self.conditional - self.conditional.detach())
+
+
+def draw(alphas: Tensor, is_open: Tensor, count: int, temperature: float, soften: float = 0.0) -> Draw:
+    """Returns samples of the categorical variables whose logits are the architecture parameters.
+
+    Args:
+        alphas: The architecture parameters of one cell type, (edges, ops), or (samples, edges, ops).
+        is_open: Whether each operation can be drawn, (edges, ops).
+        count: Number of samples.
+        temperature: Temperature of the relaxed samples.
+        soften: What is added to every probability before they are divided by their sum, so that none vanishes.
+    """
+    log_q = torch.log_softmax(only_open(alphas, is_open), dim=-1)
+    if soften:
+        log_q = torch.log_softmax(only_open(torch.log(log_q.exp() + soften), is_open), dim=-1)
+    uniform = torch.rand(count, *alphas.shape[-2:], dtype=alphas.dtype, device=alphas.device)
+    noise = -uniform.clamp(_EDGE, 1 - _EDGE).log()
+    log_times = noise.log() - log_q
+    first = log_times.argmin(dim=-1, keepdim=True)
+    hard = torch.zeros_like(log_times).scatter_(-1, first, 1.0) * is_open
+
+    log_first = log_times.detach().gather(-1, first)
+    rest = (noise - log_q.detach().exp() * log_first.exp()).clamp_min(0)
+    # Times are added by their logarithms, which stay finite however small a probability is.
+    after_first = torch.where(hard > 0, log_first, torch.logaddexp(rest.log() - log_q, log_first))
+
+    def softened(log_times: Tensor) -> Tensor:
+        return torch.softmax(-log_times / temperature, dim=-1) * is_open
+
+    log_probability = torch.where(hard > 0, log_q, 0.0).sum(dim=(-2, -1))
+    return Draw(hard, softened(log_times), softened(after_first), log_probability)
