@@ -231,7 +231,7 @@ def test_another_program_can_use_the_exported_model(retrained: Path, exported: d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+@pytest.mark.parametrize(("stem", "suffix"), [("cifar", "onnx"), ("imagenet", "pt2")])
 def test_networks_of_the_darts_kind_are_exported_with_and_without_their_auxiliary_head(
     tmp_path: Path, stem: str
 ) -> None:
@@ -239,11 +239,9 @@ def test_networks_of_the_darts_kind_are_exported_with_and_without_their_auxiliar
     words = [f"--model.genotype={tmp_path / 'genotype.json'}", "--model.auxiliary_weight=0.4", f"--model.stem={stem}"]
     words += ["--data=dartslight.data.Digits", "--data.max_pictures=200", "--data.size=33", "--trainer.max_epochs=1"]
     assert main([*RETRAIN, *words, f"--trainer.default_root_dir={tmp_path}"]) == 0
-    for suffix in ("onnx", "pt2"):
-        path = tmp_path / f"model.{suffix}"
-        assert main(["export", str(newest(tmp_path)), "-o", str(path)]) == 0
-        assert path.stat().st_size > 0
-        assert b"auxiliary" not in path.read_bytes()
+    path = tmp_path / f"model.{suffix}"
+    assert main(["export", str(newest(tmp_path)), "-o", str(path)]) == 0
+    assert b"auxiliary" not in path.read_bytes()
 
 
 def test_int8_tells_the_accuracy_before_and_after(
@@ -281,7 +279,7 @@ def test_int8_measures_the_validation_half_where_there_is_one(
     assert main(["export", str(run), "-o", str(tmp_path / "small.onnx"), "--int8", f"--data.root={moved}"]) == 0
     told = capsys.readouterr().out
     assert "Accuracy on 90 validation pictures: " in told
-    before = float(told.partition("pictures: ")[2].partition("%")[0]) / 100
+    before = float(told.partition("validation pictures: ")[2].partition("%")[0]) / 100
     assert before == pytest.approx(float(line.split()[-1].strip("│")), abs=1e-4)
 
 
