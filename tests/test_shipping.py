@@ -232,8 +232,8 @@ def test_another_program_can_use_the_exported_model(retrained: Path, exported: d
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stem", "suffix"), [("cifar", "onnx"), ("imagenet", "pt2")])
-def test_networks_of_the_darts_kind_are_exported_with_and_without_their_auxiliary_head(
-    tmp_path: Path, stem: str
+def test_networks_of_the_darts_kind_are_exported_without_their_auxiliary_head(
+    tmp_path: Path, stem: str, suffix: str
 ) -> None:
     (tmp_path / "genotype.json").write_text(random_genotype(SPACES["darts8"], 3).to_json())
     words = [f"--model.genotype={tmp_path / 'genotype.json'}", "--model.auxiliary_weight=0.4", f"--model.stem={stem}"]
