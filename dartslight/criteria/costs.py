@@ -15,7 +15,7 @@ from dartslight.errors import InputError, check_least
 from dartslight.genotype import Genotype
 from dartslight.nets import DiscreteNetwork
 from dartslight.nets.cell import CellNetwork
-from dartslight.spaces import Edge
+from dartslight.spaces import Edge, SearchSpace
 
 _Owner = tuple[str, Edge] | None
 """What takes multiply-adds: an edge of a cell type, or None for all that is around the cells."""
@@ -37,6 +37,27 @@ class Cost(Criterion):
     def __init__(self, target: float, coefficient: float = 0.1, warmup_steps: int = 0) -> None:
         check_least(0, target=target, coefficient=coefficient, warmup_steps=warmup_steps)
         self.target, self.coefficient, self.warmup_steps = target, coefficient, warmup_steps
+
+    @property
+    def name(self) -> str:
+        """What it is called where it is logged."""
+        return type(self).__name__
+
+    def check(self, space: SearchSpace) -> None:
+        """Checks that a sample of every edge's operation is an architecture of the space.
+
+        Args:
+            space: The search space.
+
+        Raises:
+            InputError: If it is not.
+        """
+        if space.inputs_per_node is not None:
+            raise InputError(
+                f"{type(self).__name__} measures whole architectures, but those of the space {space.name!r} keep only "
+                f"{space.inputs_per_node} inputs of each node, which no draw of operations chooses; use the space "
+                "nasbench201, or criteria of the network alone."
+            )
 
     @abstractmethod
     def measure(self, genotype: Genotype) -> float:
@@ -77,6 +98,23 @@ class TableCost(Cost):
         if column not in self.table.columns:
             raise InputError(
                 f"{self.table.name} has no column of numbers {column!r}; give one of {', '.join(self.table.columns)}."
+            )
+
+    @property
+    def name(self) -> str:
+        """The name of the column."""
+        return self.column
+
+    def check(self, space: SearchSpace) -> None:
+        """Checks that the table lists architectures of the space.
+
+        Raises:
+            InputError: If it does not.
+        """
+        if space.name != "nasbench201":
+            raise InputError(
+                f"TableCost looks architectures of the space 'nasbench201' up, but the search is in {space.name!r}; "
+                "use that space, or a cost that is counted or timed."
             )
 
     def measure(self, genotype: Genotype) -> float:
@@ -130,6 +168,8 @@ class MultiplyAdds(_NetworkCost):
     ) -> None:
         super().__init__(num_cells, init_channels, target, coefficient, warmup_steps, size, num_classes)
         self._known: dict[_Owner, int] = {}
+
+    name = "multiply_adds"
 
     def measure(self, genotype: Genotype) -> float:
         """Returns the number of millions."""
@@ -199,6 +239,8 @@ class Latency(_NetworkCost):
         super().__init__(num_cells, init_channels, target, coefficient, warmup_steps, size, num_classes)
         check_least(1, batch_size=batch_size, repeats=repeats)
         self.batch_size, self.repeats, self.device = batch_size, repeats, torch.device(device)
+
+    name = "latency"
 
     @torch.no_grad()
     def measure(self, genotype: Genotype) -> float:

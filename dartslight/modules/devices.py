@@ -1,10 +1,13 @@
 """What all devices do together; every message between them that the loop sends is here."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
+
+from dartslight.errors import InputError
 
 
 def average(trainer: Trainer, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -33,3 +36,28 @@ def share_statistics(trainer: Trainer, network: nn.Module) -> None:
     if running and trainer.world_size > 1:
         for buffer, mean in zip(running, average(trainer, running), strict=True):
             buffer.copy_(mean)
+
+
+def on_first(trainer: Trainer, compute: Callable[[], Any]) -> Any:
+    """Returns on all devices what the first one computes while the others wait and disturb no measurement.
+
+    Args:
+        trainer: The trainer.
+        compute: Computes it; tensors in it are on the CPU.
+
+    Raises:
+        InputError: On all devices, if it is raised on the first.
+    """
+    if trainer.world_size == 1:
+        return compute()
+    trainer.strategy.barrier("before a measurement")
+    result, failure = None, None
+    if trainer.is_global_zero:
+        try:
+            result = compute()
+        except InputError as error:
+            failure = str(error)
+    result, failure = trainer.strategy.broadcast((result, failure))
+    if failure is not None:
+        raise InputError(failure)
+    return result

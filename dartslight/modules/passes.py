@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from typing import cast
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,22 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.optim import Optimizer
 
+from dartslight.criteria import CrossEntropies, Part
 from dartslight.data import Batch
-from dartslight.nets import NO_DROP, Drop, Supernet, open_mask
+from dartslight.nets import NO_DROP, Drop, Supernet, open_mask, repeated
 from dartslight.spaces import Choices
-from dartslight.strategies import Architecture, ArchitectureGradient, Bilevel, Loss, Rows, Sample, Smoothing
+from dartslight.strategies import (
+    Architecture,
+    ArchitectureGradient,
+    Bilevel,
+    Draw,
+    Expectation,
+    Loss,
+    Rows,
+    Sample,
+    Smoothing,
+    genotypes,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,7 @@ class Passes:
     drop: Drop
     loss_scale: Tensor | float = 1.0
     watch: Callable[[Mapping[str, Tensor]], None] | None = None
+    _draws: dict[int, dict[str, Draw]] = field(default_factory=dict, init=False)
 
     def problem(
         self,
@@ -51,7 +64,7 @@ class Passes:
         Args:
             batch: The batches ``train`` and ``val``.
             gradient: What will solve it.
-            weight_optimizer: The SGD of the operation weights.
+            weight_optimizer: The optimizer of the operation weights.
             average: Returns the means of tensors over all devices.
         """
         # Passes that are compared leave nothing out, since each would leave out something else.
@@ -65,12 +78,79 @@ class Passes:
             weights=weights,
             alphas=tuple(self.architecture.parameters()),
             learning_rate=group["lr"],
-            momentum=group["momentum"],
+            momentum=group.get("momentum", 0.0),  # a virtual step needs SGD
             weight_decay=group["weight_decay"],
             momentum_buffers=[states[w].get("momentum_buffer") if w in states else None for w in weights],
             average=average,
             loss_scale=self.loss_scale,
         )
+
+    def expectation(
+        self,
+        batch: Mapping[str, Batch],
+        seed: int,
+        step: int,
+        average: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+        on_first: Callable[[Callable[[], Any]], Any],
+    ) -> Expectation:
+        """States the problem of drawn architectures of this step; nothing is left out at random in its passes.
+
+        Args:
+            batch: The batches ``train`` and ``val``; where one is smaller, the other's last pictures have no partner.
+            seed: Seed of what is drawn to be measured, the same on all devices.
+            step: Number of architecture steps before this one.
+            average: Returns the means of tensors over all devices.
+            on_first: Returns what a function returns on the first device.
+        """
+        train, val = batch["train"], batch["val"]
+        pairs = min(len(train.labels), len(val.labels))
+        parts: dict[Part, Batch] = {
+            "train": train._replace(images=train.images[:pairs], labels=train.labels[:pairs]),
+            "val": val._replace(images=val.images[:pairs], labels=val.labels[:pairs]),
+        }
+        draws = {cell: Draw(*(x[:pairs] for x in own)) for cell, own in self._drawn(len(train.labels)).items()}
+        generator = torch.Generator(train.images.device).manual_seed(seed)
+
+        def discrete(rows: Rows) -> CrossEntropies:
+            at_rows = self._cross_entropies(parts, rows)
+
+            def cross_entropy(part: Part) -> Tensor:
+                with repeated():  # the running statistics follow the relaxed samples, which are trained
+                    return at_rows(part)
+
+            return cross_entropy
+
+        return Expectation(
+            draws=draws,
+            discrete=discrete,
+            relaxed=lambda rows: self._cross_entropies(parts, rows),
+            alphas=tuple(self.architecture.parameters()),
+            draw=lambda count: self.architecture.draw(self.choices, count, generator),
+            genotypes=lambda rows: genotypes(self.supernet.space, self.choices, rows),
+            step=step,
+            on_first=on_first,
+            average=average,
+            loss_scale=self.loss_scale,
+        )
+
+    def _drawn(self, count: int) -> dict[str, Draw]:
+        """Returns the architectures of a batch's pictures; all passes of a step have the same."""
+        if count not in self._draws:
+            self._draws[count] = self.architecture.draw(self.choices, count)
+        return self._draws[count]
+
+    def _cross_entropies(self, parts: Mapping[Part, Batch], rows: Rows) -> CrossEntropies:
+        """Returns a function that computes the cross-entropies of a part once, however often it is asked."""
+        mixing = self.architecture.compose(rows, self.choices, self.progress)
+        known: dict[Part, Tensor] = {}
+
+        def cross_entropy(part: Part) -> Tensor:
+            if part not in known:
+                logits = self.supernet(parts[part].images, mixing, self.choices)
+                known[part] = F.cross_entropy(logits, parts[part].labels, reduction="none")
+            return known[part]
+
+        return cross_entropy
 
     def _loss(self, batch: Batch, names: Sequence[str], drop: Drop, is_val: bool) -> Loss:
         """Returns the loss on a batch as a function of the operation weights of these names."""
@@ -110,6 +190,9 @@ class Passes:
             batch: Training pictures.
             smoothing: How the mixing weights are disturbed, or None.
         """
+        if self.architecture.draws_each:
+            relaxed = {cell: own.relaxed.detach() for cell, own in self._drawn(len(batch.labels)).items()}
+            return Sample(self.architecture.compose(relaxed, self.choices, self.progress), self.choices)
 
         def loss(rows: Rows) -> Tensor:
             mixing = self.architecture.compose(rows, self.choices, self.progress)

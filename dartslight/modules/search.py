@@ -27,7 +27,7 @@ from torch.optim import SGD, Adam, Optimizer
 from dartslight.data import Batch
 from dartslight.errors import InputError, check_least
 from dartslight.modules.checkpoint import HEADER, check_header
-from dartslight.modules.devices import average, share_statistics
+from dartslight.modules.devices import average, on_first, share_statistics
 from dartslight.modules.finite import FiniteWatch
 from dartslight.modules.passes import Passes
 from dartslight.modules.sensitivities import SeenSensitivities
@@ -40,6 +40,8 @@ from dartslight.strategies import (
     Architecture,
     ArchitectureGradient,
     AuxiliarySkip,
+    Bilevel,
+    Expectation,
     FirstOrder,
     Relaxation,
     Smoothing,
@@ -48,7 +50,7 @@ from dartslight.strategies import (
 )
 
 _SENSITIVITIES = "sensitivities"  # what a checkpoint calls them
-_INITIALISATION, _STEP, _STAGE = 1, 2, 7  # what a derived seed is for
+_INITIALISATION, _STEP, _STAGE, _COSTS = 1, 2, 7, 8  # what a derived seed is for
 
 
 class _Optimizers(NamedTuple):
@@ -80,15 +82,20 @@ class SearchModule(LightningModule):
             where it would drown the differences of the second order.
         learning_rate: Learning rate of the operation weights in the first epoch of a stage.
         min_learning_rate: Learning rate that the cosine schedule of a stage ends at.
-        momentum: Momentum of the operation weights' optimizer.
+        weight_optimizer: Optimizer of the operation weights: ``sgd`` with momentum, or ``adam`` (UNAS).
+        momentum: Momentum of the operation weights' optimizer; of Adam its first beta.
         nesterov: Whether that momentum is Nesterov's.
         weight_decay: Weight decay of the operation weights.
         clip_norm: Largest L2 norm of all weight gradients together; larger ones are scaled down.
         alpha_learning_rate: Learning rate of the architecture parameters.
+        alpha_min_learning_rate: Learning rate of the architecture parameters that a cosine schedule over the search
+            ends at (UNAS); null keeps it as it is.
         alpha_weight_decay: Weight decay of the architecture parameters.
         alpha_momentum: Share of the last gradient's mean that their optimizer keeps (the first beta of Adam).
         alpha_clip_norm: Largest L2 norm of their gradients together; null for no limit.
         alpha_init_std: Standard deviation of the initial architecture parameters.
+        reference_batch_size: Pictures in the batches of all devices together that the learning rates of the search are
+            meant for (UNAS: 64); other batches scale all of them by their share of it. Null never scales them.
         alpha_warmup_epochs: Epochs at the start of each stage in which the architecture parameters stay as they are.
         sensitivity_epochs: Epochs at the end of the search whose architecture steps keep the sensitivity of their loss
             to each mixing weight, for the rule Sensitivity.
@@ -118,15 +125,18 @@ class SearchModule(LightningModule):
         drop_path: float = 0.0,
         learning_rate: float = 0.025,
         min_learning_rate: float = 0.001,
+        weight_optimizer: Literal["sgd", "adam"] = "sgd",
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 3e-4,
         clip_norm: float = 5.0,
         alpha_learning_rate: float = 3e-4,
+        alpha_min_learning_rate: float | None = None,
         alpha_weight_decay: float = 1e-3,
         alpha_momentum: float = 0.5,
         alpha_clip_norm: float | None = None,
         alpha_init_std: float = 1e-3,
+        reference_batch_size: int | None = None,
         alpha_warmup_epochs: int = 0,
         sensitivity_epochs: int = 3,
         track_statistics: bool = True,
@@ -143,6 +153,7 @@ class SearchModule(LightningModule):
             weight_decay=weight_decay,
             clip_norm=clip_norm,
             alpha_learning_rate=alpha_learning_rate,
+            alpha_min_learning_rate=alpha_min_learning_rate,
             alpha_weight_decay=alpha_weight_decay,
             alpha_init_std=alpha_init_std,
             alpha_warmup_epochs=alpha_warmup_epochs,
@@ -151,11 +162,14 @@ class SearchModule(LightningModule):
             alpha_clip_norm=alpha_clip_norm,
             drop_path=drop_path,
         )
+        check_least(1, reference_batch_size=reference_batch_size)
         if drop_path >= 1 or alpha_momentum >= 1:
             raise InputError(
                 f"drop_path is {drop_path} and alpha_momentum {alpha_momentum}, but they must be below 1; give smaller "
                 "numbers."
             )
+        if weight_optimizer not in ("sgd", "adam"):
+            raise InputError(f"weight_optimizer is {weight_optimizer!r}, but it must be sgd or adam; give one of them.")
         self.automatic_optimization = False
         self.space = find_space(space)
         self.init_channels, self.track_statistics = init_channels, track_statistics
@@ -167,11 +181,27 @@ class SearchModule(LightningModule):
         self.edge_normalisation, self.auxiliary_skip = edge_normalisation, auxiliary_skip
         self.checkpoint_cells = checkpoint_cells
         drops = max(drop_path, *(stage.skip_dropout for stage in self.stages))
-        check_combination(self.relaxation, self.gradient, smoothing, drops, checkpoint_cells, compile)
+        check_combination(
+            self.relaxation, self.gradient, smoothing, drops, checkpoint_cells, compile, edge_normalisation
+        )
+        self.gradient.prepare(self.space)
+        uses_sgd = [
+            what
+            for what, is_so in {
+                f"the gradient {type(self.gradient).__name__}": self.gradient.moves_weights,
+                "a stage that starts widened": any(stage.start == "widened" for stage in self.stages),
+                "nesterov": nesterov,
+            }.items()
+            if is_so
+        ]
+        if weight_optimizer != "sgd" and uses_sgd:
+            raise InputError(f"weight_optimizer is adam, but {uses_sgd[0]} needs the momentum of SGD; use sgd.")
+        self.weight_optimizer, self.reference_batch_size = weight_optimizer, reference_batch_size
         self.compile_mode, self.matmul_precision = compile, matmul_precision
         self.learning_rate, self.min_learning_rate = learning_rate, min_learning_rate
         self.momentum, self.nesterov, self.weight_decay, self.clip_norm = momentum, nesterov, weight_decay, clip_norm
         self.alpha_momentum, self.alpha_clip_norm = alpha_momentum, alpha_clip_norm
+        self.alpha_min_learning_rate = alpha_min_learning_rate
         self.alpha_learning_rate, self.alpha_weight_decay = alpha_learning_rate, alpha_weight_decay
         self.alpha_init_std, self.alpha_warmup_epochs = alpha_init_std, alpha_warmup_epochs
         self.sensitivity_epochs = sensitivity_epochs
@@ -189,11 +219,13 @@ class SearchModule(LightningModule):
         optimizers = self._start_step(batch_idx)
         passes = self._passes
         if self._learns_architecture:
-            problem = passes.problem(batch, self.gradient, optimizers.weights.optimizer, self._average)
+            problem = self._problem(passes, batch, batch_idx, optimizers.weights.optimizer)
             with passes.prepared(self.gradient):
                 gradients = self.gradient(problem)
             self._assign_alpha_gradients(gradients, self._seen.of_step(passes.loss_scale))
             optimizers.alphas.step()
+            if seen := self.gradient.seen():
+                self.log_dict(seen, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
         optimizers.weights.zero_grad()
         mixing, computed = passes.weight_sample(batch["train"], self.smoothing)
         logits = self.supernet(batch["train"].images, mixing, computed, passes.drop)
@@ -217,8 +249,27 @@ class SearchModule(LightningModule):
 
     @property
     def _learns_architecture(self) -> bool:
-        is_time = self.tuning.train_alphas if self.is_tuning else self.timetable.teaches(self.current_epoch)
-        return self.gradient.learns and is_time
+        return self.gradient.learns and self._teaches(self.current_epoch)
+
+    def _teaches(self, epoch: int) -> bool:
+        """Whether architecture parameters that learn at all do so in an epoch."""
+        return self.tuning.train_alphas if epoch >= self.timetable.epochs else self.timetable.teaches(epoch)
+
+    def _problem(
+        self, passes: Passes, batch: dict[str, Batch], batch_idx: int, weight_optimizer: Optimizer
+    ) -> Bilevel | Expectation:
+        """States what the architecture gradient has to solve in this step."""
+        if not self.gradient.draws:
+            return passes.problem(batch, self.gradient, weight_optimizer, self._average)
+        epoch = self.current_epoch
+        taught = sum(self._teaches(earlier) for earlier in range(epoch))
+        return passes.expectation(
+            batch,
+            seed=derived_seed(run_seed(), _COSTS, epoch, batch_idx),
+            step=taught * int(self.trainer.num_training_batches) + batch_idx,
+            average=self._average,
+            on_first=functools.partial(on_first, self.trainer),
+        )
 
     @functools.cached_property
     def timetable(self) -> Timetable:
@@ -241,7 +292,7 @@ class SearchModule(LightningModule):
             learns=self.gradient.learns,
             untaught=timetable.untaught,
             is_over=is_over,
-            sees=self.gradient.learns and any(timetable.teaches(epoch) for epoch in last),
+            sees=self.gradient.learns and not self.gradient.draws and any(timetable.teaches(epoch) for epoch in last),
         )
 
     @property
@@ -306,11 +357,29 @@ class SearchModule(LightningModule):
         """Returns the learning rate of the operation weights in an epoch: a cosine in the search, then the tuning's."""
         search_epochs = self.timetable.epochs
         if epoch < search_epochs:
-            return _cosine(self.learning_rate, self.min_learning_rate, self.timetable.training_progress(epoch))
+            rate = _cosine(self.learning_rate, self.min_learning_rate, self.timetable.training_progress(epoch))
+            return rate * self._batch_share
         if self.tuning.schedule == "constant":
             return self.tuning.learning_rate
         fraction = (epoch - search_epochs) / max(1, self.tuning_epochs)
         return _cosine(self.tuning.learning_rate, min(self.min_learning_rate, self.tuning.learning_rate), fraction)
+
+    def alpha_learning_rate_at(self, epoch: int) -> float:
+        """Returns the learning rate of the architecture parameters in an epoch; the tuning goes on with the last."""
+        rate = self.alpha_learning_rate
+        if self.alpha_min_learning_rate is not None:
+            in_search = epoch < self.timetable.epochs
+            fraction = self.timetable.training_progress(epoch) if in_search else 1.0
+            rate = _cosine(rate, self.alpha_min_learning_rate, fraction)
+        return rate * self._batch_share
+
+    @property
+    def _batch_share(self) -> float:
+        """What the learning rates of the search are multiplied by for the batches at hand."""
+        if self.reference_batch_size is None:
+            return 1.0
+        pictures: int = cast("Any", self.trainer).datamodule.batch_size * self.trainer.world_size
+        return pictures / self.reference_batch_size
 
     def _start_step(self, batch_idx: int) -> _Optimizers:
         """Puts everything that depends on the place in the run into its state; nothing of it is remembered."""
@@ -319,6 +388,8 @@ class SearchModule(LightningModule):
         torch.manual_seed(derived_seed(run_seed(), _STEP, epoch, batch_idx, self.global_rank))
         for group in optimizers.weights.param_groups:
             group["lr"] = self.learning_rate_at(epoch)
+        for group in optimizers.alphas.param_groups:
+            group["lr"] = self.alpha_learning_rate_at(epoch)
         if batch_idx == 0 and epoch == self.search_epochs and not self.tuning.warm_momentum:
             optimizers.weights.optimizer.state.clear()
         if batch_idx == 0 and self.timetable.begins_stage(epoch):
@@ -428,21 +499,21 @@ class SearchModule(LightningModule):
             self.auxiliary_skip,
             cast("Supernet", self.supernets[0]).terms,
         )
-        # Their gradient is averaged by hand, so the data-parallel wrapper must not wait for it.
+        # Their gradient is averaged by hand, so the data-parallel wrapper must not wait for it; what a gradient
+        # remembers is equal on all devices.
         self._ddp_params_and_buffers_to_ignore = [
-            name for name, _ in self.named_parameters() if name.startswith("architecture.")
+            name for name in self.state_dict() if name.startswith(("architecture.", "gradient."))
         ]
 
     def configure_optimizers(self) -> list[Optimizer]:
-        """Returns SGD for the operation weights and Adam for the architecture parameters."""
+        """Returns SGD or Adam for the operation weights and Adam for the architecture parameters."""
+        weights, decay = self.supernets.parameters(), self.weight_decay
+        if self.weight_optimizer == "adam":
+            first: Optimizer = Adam(weights, self.learning_rate, betas=(self.momentum, 0.999), weight_decay=decay)
+        else:
+            first = SGD(weights, self.learning_rate, self.momentum, weight_decay=decay, nesterov=self.nesterov)
         return [
-            SGD(
-                self.supernets.parameters(),
-                self.learning_rate,
-                self.momentum,
-                weight_decay=self.weight_decay,
-                nesterov=self.nesterov,
-            ),
+            first,
             Adam(
                 self.architecture.parameters(),
                 self.alpha_learning_rate,

@@ -1,9 +1,9 @@
 """Search strategies: a relaxation turns architecture parameters into mixing weights, a gradient teaches them."""
 
-from dartslight.strategies.architecture import Architecture, AuxiliarySkip, Sample
+from dartslight.strategies.architecture import Architecture, AuxiliarySkip, Sample, genotypes
 from dartslight.strategies.combinations import check_combination
 from dartslight.strategies.curvature import hessian_product, largest_eigenvalue
-from dartslight.strategies.draws import Draw, draw
+from dartslight.strategies.draws import Draw, Sampled, draw
 from dartslight.strategies.estimators import Estimator, GumbelSoftmax, Losses, Rebar, Reinforce
 from dartslight.strategies.gradients import (
     ArchitectureGradient,
@@ -15,6 +15,7 @@ from dartslight.strategies.gradients import (
     Unrolled,
 )
 from dartslight.strategies.relaxations import Dirichlet, Gumbel, Relaxation, Sigmoid, Softmax
+from dartslight.strategies.score_function import Expectation, ScoreFunction
 from dartslight.strategies.smoothing import AdversarialSmoothing, RandomSmoothing, Rows, Smoothing
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Dirichlet",
     "Draw",
     "Estimator",
+    "Expectation",
     "FiniteDifference",
     "FirstOrder",
     "Fixed",
@@ -39,12 +41,15 @@ __all__ = [
     "Relaxation",
     "Rows",
     "Sample",
+    "Sampled",
+    "ScoreFunction",
     "Sigmoid",
     "Smoothing",
     "Softmax",
     "Unrolled",
     "check_combination",
     "draw",
+    "genotypes",
     "hessian_product",
     "largest_eigenvalue",
 ]

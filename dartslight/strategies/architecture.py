@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dartslight.errors import InputError
+from dartslight.genotype import Genotype
 from dartslight.nets import EdgeTerm, Mixing, open_mask
 from dartslight.spaces import Choices, SearchSpace
+from dartslight.strategies.draws import Draw, Sampled
 from dartslight.strategies.relaxations import Relaxation
 from dartslight.strategies.smoothing import Rows
 
@@ -103,6 +105,26 @@ class Architecture(nn.Module):
         own = _drawn(rows, choices) if self.relaxation.samples_one else choices
         return Sample(self.compose(rows, choices, progress), own)
 
+    @property
+    def draws_each(self) -> bool:
+        """Whether every picture of a training pass has an architecture of its own."""
+        return isinstance(self.relaxation, Sampled)
+
+    def draw(self, choices: Choices, count: int, generator: torch.Generator | None = None) -> dict[str, Draw]:
+        """Returns samples of the operations of each cell type; those of decided edges are what was decided.
+
+        Args:
+            choices: The operations that are still open.
+            count: Number of samples.
+            generator: Draws the noise, on the device of the parameters; None for torch's own.
+        """
+        relax = self.relaxation
+        assert isinstance(relax, Sampled)
+        return {
+            cell: relax.draw(alpha, open_mask(choices, cell, alpha), count, generator)
+            for cell, alpha in self.alphas.items()
+        }
+
     def compose(self, rows: Rows, choices: Choices, progress: float) -> Mixing:
         """Returns the mixing weights of the supernet for weights of the operations.
 
@@ -161,6 +183,31 @@ class Architecture(nn.Module):
         if self.auxiliary_skip == "linear":
             return 1 - progress
         return (1 + math.cos(math.pi * progress)) / 2
+
+
+def genotypes(space: SearchSpace, choices: Choices, rows: Rows) -> list[Genotype]:
+    """Returns the architectures of hard samples; equal ones are one object.
+
+    Args:
+        space: The search space.
+        choices: The operations that were open when they were drawn.
+        rows: A single 1 on each edge that is left, (samples, edges, ops) for each cell type.
+    """
+    columns = [row.argmax(dim=-1) for row in rows.values()]
+    edges = [(cell, e) for cell, row in rows.items() for e in range(row.shape[1])]
+    undecided = {(cell, e) for cell in rows for e in choices.undecided(cell)}
+    known: dict[tuple[int, ...], Genotype] = {}
+    found = []
+    # In one piece, because the processor must wait for a GPU here.
+    for sample in torch.cat(columns, dim=1).tolist():
+        key = tuple(sample)
+        if key not in known:
+            own = choices
+            for edge, op in zip(edges, sample, strict=True):
+                own = own.decide(edge, op) if edge in undecided else own
+            known[key] = Genotype.from_choices(space, own)
+        found.append(known[key])
+    return found
 
 
 def _drawn(rows: Rows, choices: Choices) -> Choices:

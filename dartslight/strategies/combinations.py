@@ -1,6 +1,7 @@
 """Which parts of a search strategy go together."""
 
 from dartslight.errors import InputError
+from dartslight.strategies.draws import Sampled
 from dartslight.strategies.gradients import ArchitectureGradient
 from dartslight.strategies.relaxations import Relaxation
 from dartslight.strategies.smoothing import Smoothing
@@ -13,6 +14,7 @@ def check_combination(
     drop_path: float = 0.0,
     checkpoint_cells: bool = False,
     compile: str | None = None,
+    edge_normalisation: bool = False,
 ) -> None:
     """Checks that the parts of a search strategy go together.
 
@@ -23,6 +25,7 @@ def check_combination(
         drop_path: Largest probability with which something is left out at random.
         checkpoint_cells: Whether cells are computed again for their derivative.
         compile: A mode of torch's compiler, or None.
+        edge_normalisation: Whether edges have weights of their own.
 
     Raises:
         InputError: If they do not.
@@ -32,6 +35,28 @@ def check_combination(
         raise InputError(
             f"{moves} compares passes at several weights, but {relaxes} draws other mixing weights in each; use "
             "FirstOrder or Fixed, or another relaxation."
+        )
+    draws = isinstance(relaxation, Sampled)
+    if gradient.draws and not draws:
+        raise InputError(
+            f"{moves} learns from architectures that are drawn, but {relaxes} has no hard and relaxed samples of one "
+            "draw; use Sampled."
+        )
+    if draws and gradient.learns and not gradient.draws:
+        raise InputError(
+            f"{relaxes} draws an architecture for each picture, which {moves} does not learn from; use ScoreFunction "
+            "or Fixed."
+        )
+    if draws and edge_normalisation:
+        raise InputError(
+            f"edge_normalisation gives edges weights that are not drawn, but {relaxes} teaches by draws alone; use "
+            "Softmax, or no edge_normalisation."
+        )
+    if draws and (smoothing is not None or compile is not None):
+        what = "smoothing" if smoothing is not None else "compile"
+        raise InputError(
+            f"{relaxes} draws mixing weights for each picture, but {what} takes one set of them for the whole batch; "
+            f"use Softmax, or no {what}."
         )
     if smoothing is not None and (relaxation.samples_one or not relaxation.sums_to_one):
         raise InputError(

@@ -11,12 +11,14 @@ et al., NeurIPS 2017, https://arxiv.org/abs/1703.07370; for architectures, UNAS,
 https://arxiv.org/abs/1912.07651.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dartslight.strategies.relaxations import only_open
+from dartslight.errors import InputError, check_least
+from dartslight.strategies.relaxations import Relaxation, only_open
 
 _EDGE = 1e-3  # UNAS: uniform numbers stay this far from 0 and 1
 
@@ -42,7 +44,14 @@ class Draw(NamedTuple):
         return self.relaxed - (self.conditional - self.conditional.detach())
 
 
-def draw(alphas: Tensor, is_open: Tensor, count: int, temperature: float, soften: float = 0.0) -> Draw:
+def draw(
+    alphas: Tensor,
+    is_open: Tensor,
+    count: int,
+    temperature: float,
+    soften: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Draw:
     """Returns samples of the categorical variables whose logits are the architecture parameters.
 
     Args:
@@ -51,11 +60,11 @@ def draw(alphas: Tensor, is_open: Tensor, count: int, temperature: float, soften
         count: Number of samples.
         temperature: Temperature of the relaxed samples.
         soften: What is added to every probability before they are divided by their sum, so that none vanishes.
+        generator: Draws the noise, on the device of the parameters; None for torch's own.
     """
-    log_q = torch.log_softmax(only_open(alphas, is_open), dim=-1)
-    if soften:
-        log_q = torch.log_softmax(only_open(torch.log(log_q.exp() + soften), is_open), dim=-1)
-    uniform = torch.rand(count, *alphas.shape[-2:], dtype=alphas.dtype, device=alphas.device)
+    log_q = _log_probabilities(alphas, is_open, soften)
+    shape = (count, *alphas.shape[-2:])
+    uniform = torch.rand(shape, generator=generator, dtype=alphas.dtype, device=alphas.device)
     noise = -uniform.clamp(_EDGE, 1 - _EDGE).log()
     log_times = noise.log() - log_q
     first = log_times.argmin(dim=-1, keepdim=True)
@@ -71,3 +80,48 @@ def draw(alphas: Tensor, is_open: Tensor, count: int, temperature: float, soften
 
     log_probability = torch.where(hard > 0, log_q, 0.0).sum(dim=(-2, -1))
     return Draw(hard, softened(log_times), softened(after_first), log_probability)
+
+
+def _log_probabilities(alphas: Tensor, is_open: Tensor, soften: float) -> Tensor:
+    log_q = torch.log_softmax(only_open(alphas, is_open), dim=-1)
+    if not soften:
+        return log_q
+    return torch.log_softmax(only_open(torch.log(log_q.exp() + soften), is_open), dim=-1)
+
+
+class Sampled(Relaxation):
+    """Every picture gets an architecture of its own, drawn from independent categorical variables (UNAS).
+
+    Pictures pass through their relaxed samples; measured and decided is the probability of each operation. The gradient
+    `ScoreFunction` teaches the parameters by the hard and relaxed samples of the same draw.
+
+    Paper: Vahdat et al., CVPR 2020, https://arxiv.org/abs/1912.07651.
+
+    Args:
+        temperature: Temperature of the relaxed samples, which stays as it is.
+        soften: What is added to every probability before they are divided by their sum, so that none vanishes
+            (published: 0 on CIFAR-10, 0.08 on ImageNet).
+    """
+
+    is_random = True
+
+    def __init__(self, temperature: float = 0.4, soften: float = 0.0) -> None:
+        if not 0 < temperature < math.inf:
+            raise InputError(f"temperature is {temperature}, but it must be finite and above 0; give such a number.")
+        check_least(0, soften=soften)
+        self.temperature, self.soften = temperature, soften
+
+    def __call__(self, alphas: Tensor, is_open: Tensor) -> Tensor:
+        """Returns the probability of each operation."""
+        return _log_probabilities(alphas, is_open, self.soften).exp() * is_open
+
+    def draw(self, alphas: Tensor, is_open: Tensor, count: int, generator: torch.Generator | None = None) -> Draw:
+        """Returns samples.
+
+        Args:
+            alphas: The architecture parameters, (edges, ops).
+            is_open: Whether each operation can be drawn, (edges, ops).
+            count: Number of samples.
+            generator: Draws the noise, on the device of the parameters; None for torch's own.
+        """
+        return draw(alphas, is_open, count, self.temperature, self.soften, generator)

@@ -28,6 +28,9 @@ Average = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 class Estimator(nn.Module, ABC):
     """Estimates the derivative of an expected loss; what it remembers of earlier steps is in its buffers."""
 
+    relaxes = True
+    """Whether it asks for the losses of relaxed samples."""
+
     @abstractmethod
     def forward(self, draws: Mapping[str, Draw], discrete: Losses, relaxed: Losses, average: Average = list) -> Tensor:
         """Returns the number whose derivative by the parameters is the estimate.
@@ -59,6 +62,8 @@ class Reinforce(Estimator):
     Args:
         decay: Share that the moving average keeps in a step.
     """
+
+    relaxes = False
 
     def __init__(self, decay: float = 0.9) -> None:
         super().__init__()

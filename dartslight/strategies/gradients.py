@@ -12,9 +12,12 @@ mean of the devices' gradients is the gradient of the mean loss.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from dartslight.spaces import SearchSpace
 
 Loss = Callable[[Sequence[Tensor] | None], Tensor]
 """A loss at some operation weights and the present architecture parameters.
@@ -53,8 +56,22 @@ class Bilevel:
 
     def gradient(self, loss: Tensor, inputs: Sequence[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
         """Returns the derivatives of a loss on this device by some inputs, 0 where it does not depend on one."""
-        found = torch.autograd.grad(loss * self.loss_scale, inputs, create_graph=create_graph, materialize_grads=True)
-        return tuple(g / self.loss_scale for g in found)
+        return derivatives(loss, inputs, self.loss_scale, create_graph)
+
+
+def derivatives(
+    loss: Tensor, inputs: Sequence[Tensor], loss_scale: Tensor | float, create_graph: bool = False
+) -> tuple[Tensor, ...]:
+    """Returns the derivatives of a loss by some inputs, 0 where it does not depend on one.
+
+    Args:
+        loss: The loss.
+        inputs: What it is differentiated by.
+        loss_scale: What it is multiplied by meanwhile, so that 16-bit numbers do not vanish.
+        create_graph: Whether the derivatives can be differentiated.
+    """
+    found = torch.autograd.grad(loss * loss_scale, inputs, create_graph=create_graph, materialize_grads=True)
+    return tuple(g / loss_scale for g in found)
 
 
 class ArchitectureGradient(ABC):
@@ -69,9 +86,26 @@ class ArchitectureGradient(ABC):
     full_precision = False
     """Whether it must be computed in the precision of the weights, because rounding would drown it."""
 
+    draws = False
+    """Whether its problem is an `Expectation` over drawn architectures, and not `Bilevel`."""
+
     @abstractmethod
-    def __call__(self, problem: Bilevel) -> tuple[Tensor, ...]:
+    def __call__(self, problem: Any) -> tuple[Tensor, ...]:
         """Returns one gradient for each architecture parameter of the problem, on this device's part of the batches."""
+
+    def prepare(self, space: SearchSpace) -> None:  # noqa: B027 - most have nothing to learn
+        """Learns which space is searched, before the first step.
+
+        Args:
+            space: The search space.
+
+        Raises:
+            InputError: If the gradient has no meaning there.
+        """
+
+    def seen(self) -> dict[str, Tensor]:
+        """Returns numbers of the last step that are worth watching, by name."""
+        return {}
 
 
 class Fixed(ArchitectureGradient):
