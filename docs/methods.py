@@ -31,6 +31,8 @@ from dartslight.strategies import (
     Fixed,
     Gumbel,
     RandomSmoothing,
+    Sampled,
+    ScoreFunction,
     Sigmoid,
     Unrolled,
 )
@@ -57,6 +59,7 @@ STRATEGIES: dict[str, Callable[[], dict[str, Any]]] = {
         "stages": [Stage(3, partial_channels=4), Stage(3, partial_channels=2, start="widened")],
     },
     "GDAS": lambda: {"relaxation": Gumbel()},
+    "UNAS": lambda: {"relaxation": Sampled(), "gradient": ScoreFunction()},
 }
 """What each strategy changes in a search, as small as it can be."""
 

@@ -8,6 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dartslight.callbacks.live_supernet import LiveSupernet
 from dartslight.callbacks.scores_file import ScoresFile
+from dartslight.criteria import TableCost
+from dartslight.genotype import Genotype
 
 
 class Probe(Callback):
@@ -94,3 +96,22 @@ class Curved(Callback):
         live = LiveSupernet(trainer, pl_module, "curvature", ScoresFile(None), {}, 1)
         values = [live.curvature(3, batches) for batches in (1, 3)]
         torch.save(values, self.folder / f"{trainer.world_size}_{trainer.global_rank}.pt")
+
+
+class Noted(TableCost):
+    """Leaves a file for each process that measures.
+
+    Args:
+        folder: Where to.
+        table: As in `TableCost`.
+        column: As in `TableCost`.
+        target: As in `TableCost`.
+    """
+
+    def __init__(self, folder: str, table: str, column: str, target: float) -> None:
+        super().__init__(table, column, target)
+        self.folder = Path(folder)
+
+    def measure(self, genotype: Genotype) -> float:
+        (self.folder / f"measured_{torch.distributed.get_rank()}").touch()
+        return super().measure(genotype)

@@ -19,7 +19,9 @@ from dartslight.training_cli import DartslightCLI, run_training
 BASES = ["cifar10", "cifar100", "svhn"]
 WHOLE = ["quickstart", *(f"cifar10/{name}" for name in ("darts_pt", "darts_small", "nasbench201_small", "s2_small"))]
 WHOLE += ["cifar10/s4_small"]
-ADDED = sorted(f"{kind}/{p.stem}" for kind in ("callbacks", "loggers", "select") for p in (CONFIGS / kind).iterdir())
+ADDED = sorted(
+    f"{kind}/{p.stem}" for kind in ("callbacks", "criteria", "loggers", "select") for p in (CONFIGS / kind).iterdir()
+)
 RETRAINED = {"cifar10": (20, 36), "cifar100": (8, 16), "svhn": (8, 16)}
 """The numbers of cells and channels that architectures of S1 to S4 are retrained with."""
 ELSEWHERE = ["cifar10/retrain_small", "cluster/gpus", "cluster/nodes", "cluster/kubernetes"]
@@ -60,6 +62,7 @@ PUBLISHED = {
         "gdas_magnitude",
         "drnas_magnitude",
         "drnas_staged",
+        "unas_magnitude",
     ],
 }
 COMBINATIONS = sorted(f"{space}_{name}" for space, names in PUBLISHED.items() for name in names)
@@ -139,6 +142,23 @@ STRATEGIES: dict[str, dict[str, Any]] = {
         "batch_size": 96,
         "selection.keep": [5, 3],
         "selection.max_skips": 2,
+    },
+    "unas": {
+        "max_epochs": 100,
+        "relaxation": "Sampled",
+        "gradient": "ScoreFunction",
+        "weight_optimizer": "adam",
+        "learning_rate": 3e-4,
+        "min_learning_rate": 1e-4,
+        "alpha_learning_rate": 1e-3,
+        "alpha_min_learning_rate": 3e-4,
+        "alpha_weight_decay": 1e-6,
+        "alpha_momentum": 0.9,
+        "alpha_init_std": 0.0,
+        "alpha_warmup_epochs": 15,
+        "reference_batch_size": 64,
+        "batch_size": 128,
+        "train_portion": 0.9,
     },
     "drnas": {"relaxation": "Dirichlet"},
     "darts_drnas_staged": {
@@ -388,3 +408,22 @@ def test_retraining_has_the_published_settings(built: Any, name: str, tmp_path: 
     assert {key: found[key] for key in published} == published
     assert (found["num_cells"], found["init_channels"]) == RETRAINED[name]
     assert type(cli.datamodule).__name__.lower() == name
+
+
+@pytest.mark.parametrize(
+    "base", [["cifar10/nasbench201_small"], ["cifar10/base", "cifar10/nasbench201_unas_magnitude"]]
+)
+@pytest.mark.parametrize("estimator", ["GumbelSoftmax", "Reinforce", "Rebar"])
+def test_a_latency_goes_on_top_of_a_search(built: Any, tmp_path: Path, base: list[str], estimator: str) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text(f"arch,watch\n{'|{0}~0|+|{0}~0|{0}~1|+|{0}~0|{0}~1|{0}~2|'.format('none')},3\n")
+    last = "--model.gradient.criteria"
+    cli = built(
+        *config(*base, "criteria/latency"),
+        *(f"{last}.table={table}", f"{last}.column=watch", f"{last}.target=7"),
+        f"--model.gradient.estimator=dartslight.strategies.{estimator}",
+    )
+    assert type(cli.model.relaxation).__name__ == "Sampled"
+    assert type(cli.model.gradient.of_losses).__name__ == type(cli.model.gradient.of_costs).__name__ == estimator
+    (cost,) = cli.model.gradient.costs
+    assert (cost.column, cost.target, cost.coefficient, cost.warmup_steps) == ("watch", 7.0, 0.1, 1000)
