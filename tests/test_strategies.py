@@ -286,7 +286,7 @@ def test_the_weight_of_the_auxiliary_skip_falls_from_1_to_0(schedule: str) -> No
         expected = 1 - share if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * share))
         for mixing in (
             module.mixing(module.choices),
-            module._passes.weight_sample(batch_of(2), module.smoothing).mixing,
+            module.passes.weight_sample(batch_of(2), module.smoothing).mixing,
         ):
             assert mixing["cell"].shape == (6, 6)
             torch.testing.assert_close(mixing["cell"][:, 5], torch.full((6,), expected), rtol=0, atol=1e-15)
@@ -750,7 +750,7 @@ def test_penalties_reach_the_architecture_step_alone(relaxation: Relaxation) -> 
     torch.manual_seed(4)
     train = problem.train_loss(None)
     torch.manual_seed(4)
-    mixing, computed = module._passes.weight_sample(batch["train"], module.smoothing)
+    mixing, computed = module.passes.weight_sample(batch["train"], module.smoothing)
     logits = module.supernet(batch["train"].images, mixing, computed)
     assert_same(train, nn.functional.cross_entropy(logits, batch["train"].labels))
 
@@ -772,7 +772,7 @@ def search(space: str, epochs: int = 10, epoch: int = 4, **settings: Any) -> Sea
 
 def problem_of(module: SearchModule, batch: dict[str, Batch]) -> Bilevel:
     (weights, _) = module.configure_optimizers()
-    return module._passes.problem(batch, module.gradient, weights, list)
+    return module.passes.problem(batch, module.gradient, weights, list)
 
 
 def batch_of(count: int, seed: int = 0) -> Batch:
@@ -925,7 +925,7 @@ def test_an_attack_leaves_the_supernet_as_it_was(track: bool) -> None:
 
     module.supernet.forward = watched
     torch.manual_seed(2)
-    sample = module._passes.weight_sample(batch, module.smoothing)
+    sample = module.passes.weight_sample(batch, module.smoothing)
     assert modes == [(False, False)] * 9
     assert all(m.training for m in module.supernet.modules())
     assert all(p.requires_grad and p.grad is None for p in module.supernet.parameters())
@@ -954,7 +954,7 @@ def test_the_architecture_step_sees_weights_as_they_are(smoothing: Any) -> None:
     clean = module.mixing(module.choices)
     assert len(seen) == 1
     assert all(torch.equal(seen[0][cell], clean[cell]) for cell in clean)
-    sample = module._passes.weight_sample(batch["train"], module.smoothing)
+    sample = module.passes.weight_sample(batch["train"], module.smoothing)
     for cell, m in sample.mixing.items():
         assert not torch.equal(m, clean[cell])
         # What edges weigh is not disturbed: neither the sums of their operations nor the channels that pass by.

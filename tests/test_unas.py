@@ -78,7 +78,7 @@ def pairs(count: int) -> dict[str, Batch]:
 
 def estimate(module: SearchModule, batch: Mapping[str, Batch], seed: int, step: int) -> Tensor:
     torch.manual_seed(seed)
-    problem = module._passes.expectation(batch, seed, step, list, lambda compute: compute())
+    problem = module.passes.expectation(batch, seed, step, list, lambda compute: compute())
     (gradient,) = module.gradient(problem)
     return gradient
 
@@ -130,7 +130,7 @@ def test_both_steps_see_the_same_draws_and_hard_passes_leave_statistics_alone() 
     module = step_of([CrossEntropy()], Rebar())
     module.train()
     batch = {"train": batch_of(6), "val": batch_of(4, seed=1)}  # of a last pair of batches
-    passes = module._passes
+    passes = module.passes
     torch.manual_seed(3)
     problem = passes.expectation(batch, 0, 0, list, lambda compute: compute())
     before = {name: buffer.clone() for name, buffer in module.supernet.named_buffers()}
@@ -287,6 +287,28 @@ def test_a_latency_moves_the_expected_latency(table: Path, tmp_path: Path, estim
         shares = torch.softmax(state["architecture.alphas.cell"], dim=1)
         expected.append(float((shares @ costs).sum()))
     assert expected[1] < expected[0] - 2
+
+
+def test_the_noise_of_an_estimate_is_seen_and_changes_nothing(table: Path, tmp_path: Path) -> None:
+    variances = {}
+    for estimator in ("Rebar", "Reinforce"):
+        own = ["fit", *words(table, estimator), "--model.track_statistics=true"]
+        noise = ["--trainer.callbacks=dartslight.callbacks.EstimateNoise", "--trainer.callbacks.draws=20"]
+        for name, more in (("plain", []), ("watched", noise)):
+            assert main([*own, *more, f"--trainer.default_root_dir={tmp_path / estimator / name}"]) == 0
+        plain, watched = (newest(tmp_path / estimator / name) for name in ("plain", "watched"))
+        assert same(plain, watched)
+        with (watched / "metrics.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert all(float(row["estimate/squared_length"]) > 0 for row in rows)
+        variances[estimator] = float(rows[-1]["estimate/variance"])
+    assert variances["Rebar"] < variances["Reinforce"]
+
+
+def test_the_noise_needs_an_estimate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    noise = ["--trainer.callbacks=dartslight.callbacks.EstimateNoise", f"--trainer.default_root_dir={tmp_path}"]
+    assert main(["fit", *QUICK, *noise]) == 2
+    assert "EstimateNoise watches a search whose gradient is a ScoreFunction" in capsys.readouterr().err
 
 
 @pytest.mark.ddp

@@ -217,11 +217,9 @@ class SearchModule(LightningModule):
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
         """Takes one architecture step on the validation batch, then one weight step on the training batch."""
         optimizers = self._start_step(batch_idx)
-        passes = self._passes
-        if self._learns_architecture:
-            problem = self._problem(passes, batch, batch_idx, optimizers.weights.optimizer)
-            with passes.prepared(self.gradient):
-                gradients = self.gradient(problem)
+        passes = self.passes
+        if self.learns_architecture:
+            gradients = self.alpha_gradients(passes, batch, batch_idx, optimizers.weights.optimizer)
             self._assign_alpha_gradients(gradients, self._seen.of_step(passes.loss_scale))
             optimizers.alphas.step()
             if seen := self.gradient.seen():
@@ -247,16 +245,28 @@ class SearchModule(LightningModule):
         """Whether the search is over and the supernet is fine-tuned between decisions."""
         return self.search_epochs is not None and self.current_epoch >= self.search_epochs
 
-    @property
-    def _learns_architecture(self) -> bool:
-        return self.gradient.learns and self._teaches(self.current_epoch)
-
     def _teaches(self, epoch: int) -> bool:
         """Whether architecture parameters that learn at all do so in an epoch."""
         return self.tuning.train_alphas if epoch >= self.timetable.epochs else self.timetable.teaches(epoch)
 
+    def alpha_gradients(
+        self, passes: Passes, batch: dict[str, Batch], batch_idx: int, weight_optimizer: Optimizer, draw: int = 0
+    ) -> Sequence[Tensor]:
+        """Returns the gradients of the architecture parameters on this device's part of a pair of batches.
+
+        Args:
+            passes: The passes of the step.
+            batch: The batches ``train`` and ``val``.
+            batch_idx: Number of the step in its epoch.
+            weight_optimizer: The optimizer of the operation weights.
+            draw: Which of several draws of architectures to be measured; the step itself takes the first.
+        """
+        problem = self._problem(passes, batch, batch_idx, weight_optimizer, draw)
+        with passes.prepared(self.gradient):
+            return self.gradient(problem)
+
     def _problem(
-        self, passes: Passes, batch: dict[str, Batch], batch_idx: int, weight_optimizer: Optimizer
+        self, passes: Passes, batch: dict[str, Batch], batch_idx: int, weight_optimizer: Optimizer, draw: int
     ) -> Bilevel | Expectation:
         """States what the architecture gradient has to solve in this step."""
         if not self.gradient.draws:
@@ -265,7 +275,7 @@ class SearchModule(LightningModule):
         taught = sum(self._teaches(earlier) for earlier in range(epoch))
         return passes.expectation(
             batch,
-            seed=derived_seed(run_seed(), _COSTS, epoch, batch_idx),
+            seed=derived_seed(run_seed(), _COSTS, epoch, batch_idx, draw),
             step=taught * int(self.trainer.num_training_batches) + batch_idx,
             average=self._average,
             on_first=functools.partial(on_first, self.trainer),
@@ -334,7 +344,12 @@ class SearchModule(LightningModule):
         return mixing
 
     @property
-    def _passes(self) -> Passes:
+    def learns_architecture(self) -> bool:
+        """Whether the architecture parameters learn in this epoch."""
+        return self.gradient.learns and self._teaches(self.current_epoch)
+
+    @property
+    def passes(self) -> Passes:
         """The passes of a step of this epoch."""
         watch = self._seen.watch if self.timetable.is_among_last(self.current_epoch, self.sensitivity_epochs) else None
         return Passes(

@@ -95,7 +95,6 @@ class ScoreFunction(ArchitectureGradient, nn.Module):
         self.of_costs = copy.deepcopy(self.of_losses)
         self.surrogates = nn.ModuleList()
         self._seen: dict[str, Tensor] = {}
-        self._is_fitted: bool | None = None  # None until the surrogates are looked at
 
     def prepare(self, space: SearchSpace) -> None:
         """Makes a surrogate of each cost.
@@ -166,10 +165,7 @@ class ScoreFunction(ArchitectureGradient, nn.Module):
     @torch.no_grad()
     def _fit(self, problem: Expectation) -> None:
         """Fits the surrogates on the first device, unless that has been done."""
-        if self._is_fitted is None:
-            # A GPU is asked only once. A checkpoint of after the fit brings it with it.
-            self._is_fitted = not any(bool(surrogate.error.isnan()) for surrogate in self._all_surrogates())
-        if not self._is_fitted:
+        if any(bool(surrogate.error.isnan()) for surrogate in self._all_surrogates()):
             rows = {cell: draw.hard for cell, draw in problem.draw(self.surrogate_samples).items()}
 
             def fitted() -> list[dict[str, Tensor]]:
@@ -180,7 +176,6 @@ class ScoreFunction(ArchitectureGradient, nn.Module):
 
             for surrogate, state in zip(self.surrogates, problem.on_first(fitted), strict=True):
                 surrogate.load_state_dict(state)
-            self._is_fitted = True
         for cost, surrogate in zip(self.costs, self._all_surrogates(), strict=True):
             self._seen[f"surrogate_error/{cost.name}"] = surrogate.error
 

@@ -1,0 +1,191 @@
+"""The best network under a latency, by UNAS: NAS-Bench-201 on real CIFAR-10, judged by tables of truth.
+
+    python benchmarks/unas.py --data data/cifar10 --table nasbench201.csv.gz --latency nasbench201_latency.csv.gz
+    python benchmarks/unas.py --list
+    python benchmarks/unas.py --table … --latency … --report [--out runs/unas]
+
+The pictures, the supernet and the length are those of `benchmarks/study.py`: ten epochs on 5,000 + 5,000 pictures of
+16x16. The architecture parameters wait for half of them, since weights that have seen little make a skip connection the
+best choice; their learning rate is ten times UNAS', as all of that study are. The weights keep that study's optimizer.
+
+The first part asks for the best network under three latencies on two devices, near the quartiles of the table: what was
+chosen, its true latency and accuracy, against the best in the table under that latency and against random architectures
+under it. A millisecond above the target counts 1 / target, which is UNAS' 0.1 for its 10 ms.
+
+The second part compares the three estimators without a latency, and how much of their gradients is chance: the variance
+over 16 draws for the same pictures, added up over all parameters, as a mean over the epochs that teach them.
+"""
+
+import csv
+import json
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from resumable import Study, decide, spread
+from study import SETTING, true_accuracies
+
+SEEDS = (0, 1, 2)
+TARGETS = {"raspi4": (15.0, 25.0, 35.0), "2080ti_1": (6.5, 7.5, 9.0)}
+"""Milliseconds by the name of the device in the table."""
+
+ESTIMATORS = ("GumbelSoftmax", "Reinforce", "Rebar")
+_STRATEGIES, _CRITERIA = "dartslight.strategies", "dartslight.criteria"
+
+RUNS: list[tuple[str, float | str, int]] = [
+    *((device, target, seed) for device, targets in TARGETS.items() for target in targets for seed in SEEDS),
+    *(("estimator", estimator, seed) for estimator in ESTIMATORS for seed in SEEDS),
+]
+"""A device, a target in milliseconds and a seed; or the word estimator, its name and a seed."""
+
+SEARCH: dict[str, Any] = {
+    "relaxation": {"class_path": f"{_STRATEGIES}.Sampled"},
+    "alpha_learning_rate": 1e-2,
+    "alpha_weight_decay": 1e-6,
+    "alpha_momentum": 0.9,
+    "alpha_init_std": 0.0,
+    "alpha_warmup_epochs": 5,
+}
+"""What all runs change in the setting of the study."""
+
+
+def name_of(kind: str, what: float | str, seed: int) -> str:
+    """Returns the name of a run."""
+    return re.sub("[^A-Za-z0-9.+-]+", "_", f"{kind} {what} seed {seed}")
+
+
+def config_of(kind: str, what: float | str, seed: int, latency: str) -> dict[str, Any]:
+    """Returns the configuration of a run but for the pictures."""
+    criteria: list[dict[str, Any]] = [{"class_path": f"{_CRITERIA}.GeneralisationGap"}]
+    estimator = "Rebar"
+    if kind == "estimator":
+        estimator = str(what)
+    else:
+        cost = {"table": latency, "column": kind, "target": what, "coefficient": 1 / float(what), "warmup_steps": 100}
+        criteria.append({"class_path": f"{_CRITERIA}.TableCost", "init_args": cost})
+    gradient = {
+        "class_path": f"{_STRATEGIES}.ScoreFunction",
+        "init_args": {
+            "estimator": {"class_path": f"{_STRATEGIES}.{estimator}"},
+            "criteria": criteria,
+            "cost_samples": 16,
+        },
+    }
+    config: dict[str, Any] = json.loads(json.dumps(SETTING))
+    config["seed_everything"] = seed
+    config["model"]["init_args"] |= {**SEARCH, "gradient": gradient}
+    config["selection"] = {"class_path": "dartslight.selection.Magnitude"}
+    if kind == "estimator":
+        config["trainer"]["callbacks"] = [{"class_path": "dartslight.callbacks.EstimateNoise"}]
+    return config
+
+
+def take(index: int, folder: Path, given: Any) -> list[dict[str, Any]]:
+    """Takes one run and returns its row."""
+    from dartslight.benchmarks import Table
+    from dartslight.genotype import Genotype
+
+    kind, what, seed = RUNS[index]
+    config = config_of(kind, what, seed, given.latency)
+    config["data"]["init_args"] |= {"root": given.data, "cache_dir": str(folder.parent / "cache")}
+    version, seconds = decide("fit", config, folder)
+    arch = Genotype.load(version / "genotype.json").to_nasbench201()
+    ten, hundred = true_accuracies(Table.read(given.table), arch)
+    latencies = Table.read(given.latency)
+    with (version / "metrics.csv").open(newline="") as file:
+        metrics = list(csv.DictReader(file))
+    row: dict[str, Any] = {"kind": kind, "what": what, "seed": seed, "arch": arch, "cifar10": ten, "cifar100": hundred}
+    row |= {device: latencies.value(arch, device) for device in TARGETS}
+    last = metrics[-1]
+    row |= {
+        "expected": _number(last, f"cost/{kind}"),
+        "surrogate_error": _number(last, f"surrogate_error/{kind}"),
+        "variance": _mean(metrics, "estimate/variance"),
+        "squared_length": _mean(metrics, "estimate/squared_length"),
+        "seconds": seconds,
+    }
+    return [row]
+
+
+def _number(row: dict[str, str], column: str) -> float | None:
+    return float(row[column]) if row.get(column) else None
+
+
+def _mean(rows: Sequence[dict[str, str]], column: str) -> float | None:
+    found = [value for value in (_number(row, column) for row in rows) if value is not None]
+    return statistics.mean(found) if found else None
+
+
+def report(rows: Sequence[dict[str, Any]], given: Any) -> str:
+    """Returns the results so far as Markdown."""
+    return "\n".join([*_under_targets(rows, given), "", *_estimators(rows)])
+
+
+def _under_targets(rows: Sequence[dict[str, Any]], given: Any) -> list[str]:
+    """Returns the table of the first part."""
+    from dartslight.benchmarks import Table
+
+    accuracies, latencies = Table.read(given.table), Table.read(given.latency)
+    lines = [
+        "| device | target | seeds | latency drawn in the last epoch | latency chosen | under the target | CIFAR-10 | "
+        "best under the target | random under the target |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for device, targets in TARGETS.items():
+        for target in targets:
+            own = [row for row in rows if (row["kind"], row["what"]) == (device, target)]
+            if not own:
+                continue
+            under = [
+                accuracies.value(arch, "cifar10_test")
+                for arch, i in latencies.rows.items()
+                if latencies.columns[device][i] <= target
+            ]
+            cells = [
+                device,
+                f"{target:g} ms",
+                str(len(own)),
+                spread([row["expected"] for row in own]),
+                spread([row[device] for row in own]),
+                f"{sum(row[device] <= target for row in own)} of {len(own)}",
+                spread([row["cifar10"] for row in own]),
+                f"{max(under):.2f}",
+                spread(under),
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _estimators(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns the table of the second part."""
+    lines = [
+        "| estimator | seeds | CIFAR-10 | CIFAR-100 | variance of the gradient | squared length of its mean |",
+        "|---|---|---|---|---|---|",
+    ]
+    for estimator in ESTIMATORS:
+        own = [row for row in rows if (row["kind"], row["what"]) == ("estimator", estimator)]
+        if own:
+            scores = [spread([row[key] for row in own]) for key in ("cifar10", "cifar100")]
+            sizes = [f"{statistics.mean(row[key] for row in own):.2e}" for key in ("variance", "squared_length")]
+            lines.append("| " + " | ".join([estimator, str(len(own)), *scores, *sizes]) + " |")
+    return lines
+
+
+if __name__ == "__main__":
+    Study(
+        doc=__doc__,
+        runs=[name_of(*run) for run in RUNS],
+        take=take,
+        report=report,
+        needs={
+            "data": "folder with train/<class>/*.png of CIFAR-10",
+            "table": "NAS-Bench-201's accuracies as a CSV file (plain or .gz)",
+            "latency": "latencies of its architectures as a CSV file (plain or .gz)",
+        },
+        report_needs=["table", "latency"],
+        out="runs/unas",
+        # Seeds first, so that all targets and estimators grow together.
+        order=sorted(range(len(RUNS)), key=lambda i: RUNS[i][2]),
+    ).main()
