@@ -10,9 +10,11 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from dartslight.callbacks import RunCheckpoints, RunConfig, Selector
+from dartslight.callbacks import Dashboard, RunCheckpoints, RunConfig, Selector
+from dartslight.callbacks.dashboard import go_on_under, known_names
 from dartslight.carried_config import with_carried_config
 from dartslight.cli import inner_input_error, one_line, parse
 from dartslight.data import ImageData
@@ -113,11 +115,13 @@ class DartslightCLI(LightningCLI):
         writes = self.subcommand in ("fit", "select")
         goes_on = _run_to_go_on(self._get(self.config_init, "ckpt_path")) if writes else None
         folder = RunFolder(config["default_root_dir"] or "runs", resumed=goes_on)
-        callbacks = _as_list(config["callbacks"])
+        callbacks, loggers = _as_list(config["callbacks"]), _as_list(config["logger"])
         if writes:
             callbacks += self._own_callbacks(config)
+        if goes_on is not None:
+            go_on_under(known_names(goes_on), loggers)
         config["callbacks"] = callbacks
-        return super().instantiate_trainer(logger=[folder, *_as_list(config["logger"])], **kwargs)
+        return super().instantiate_trainer(logger=[folder, *loggers], **kwargs)
 
     def _own_callbacks(self, config: dict[str, Any]) -> list[Callback]:
         rule = self._get(self.config_init, "selection")
@@ -127,6 +131,8 @@ class DartslightCLI(LightningCLI):
         if rule is None and self.subcommand == "select":
             raise InputError("select needs a rule; give --selection, or one of the configurations in configs/select.")
         callbacks: list[Callback] = [Selector(rule)] if rule is not None and is_search else []
+        if any(isinstance(logger, WandbLogger | TensorBoardLogger) for logger in _as_list(config["logger"])):
+            callbacks.append(Dashboard())
         if config["enable_checkpointing"] is not False:
             callbacks.append(RunCheckpoints(self._get(self.config_init, "checkpoint_every_n_batches")))
         return callbacks

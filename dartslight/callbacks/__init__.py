@@ -1,5 +1,6 @@
 """Lightning callbacks: they schedule, remember and write; what they run is in `dartslight.selection`."""
 
+from dartslight.callbacks.dashboard import Dashboard
 from dartslight.callbacks.diagnostics import ArchitectureStatistics, Curvature, NoiseFloor
 from dartslight.callbacks.end_of_search import EdgeShuffle, StrengthStudy
 from dartslight.callbacks.run_files import RunCheckpoints, RunConfig
@@ -9,6 +10,7 @@ from dartslight.callbacks.true_accuracy import TrueAccuracy
 __all__ = [
     "ArchitectureStatistics",
     "Curvature",
+    "Dashboard",
     "EdgeShuffle",
     "NoiseFloor",
     "RunCheckpoints",

@@ -1,6 +1,7 @@
 """Runs a selection rule on the supernet that is being trained: asks it when it is due, and keeps what it answered."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -92,6 +93,11 @@ class Selector(Callback):
     def taken(self) -> str:
         """How many decisions have been taken, in words."""
         return f"{self._points} of {len(self._schedule.points)} decisions"
+
+    @property
+    def decisions(self) -> Sequence[dict[str, Any]]:
+        """The decisions so far as plain values, see `dartslight.selection.record.record`."""
+        return self._decisions
 
     def _catch_up(self, trainer: Trainer, module: SearchModule, epochs: int) -> None:
         """Lets the rule see and decide what it should have seen and decided after so many epochs."""

@@ -52,15 +52,24 @@ def decisions_csv(decisions: Sequence[Mapping[str, Any]]) -> str:
         decisions: The decisions as the selector keeps them.
     """
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    csv.writer(text, lineterminator="\n").writerows(decision_rows(decisions))
+    return text.getvalue()
+
+
+def decision_rows(decisions: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """Returns the decisions as a table: the names of its columns, then a row for each candidate.
+
+    Args:
+        decisions: The decisions as the selector keeps them.
+    """
+    rows: list[list[Any]] = [list(COLUMNS)]
     for decision in decisions:
         for candidate in decision["candidates"]:
             row = {key: decision[key] for key in COLUMNS if key in decision}
             row |= {key: candidate[key] for key in ("node", "op", "score_with", "score_without", "batches")}
             row |= {"edge": f"{candidate['node']}<-{candidate['source']}", "chosen": int(candidate["chosen"])}
-            writer.writerow({key: "" if value is None else value for key, value in row.items()})
-    return text.getvalue()
+            rows.append([row.get(key) for key in COLUMNS])
+    return rows
 
 
 def read_decisions(path: Path) -> list[Decision]:
