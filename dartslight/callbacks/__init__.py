@@ -3,6 +3,7 @@
 from dartslight.callbacks.dashboard import Dashboard
 from dartslight.callbacks.diagnostics import ArchitectureStatistics, Curvature, NoiseFloor
 from dartslight.callbacks.end_of_search import EdgeShuffle, StrengthStudy
+from dartslight.callbacks.progress import ProgressBars, ProgressLog
 from dartslight.callbacks.run_files import RunCheckpoints, RunConfig
 from dartslight.callbacks.selector import Selector
 from dartslight.callbacks.true_accuracy import TrueAccuracy
@@ -13,6 +14,8 @@ __all__ = [
     "Dashboard",
     "EdgeShuffle",
     "NoiseFloor",
+    "ProgressBars",
+    "ProgressLog",
     "RunCheckpoints",
     "RunConfig",
     "Selector",
