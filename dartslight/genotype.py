@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dartslight.errors import InputError
+from dartslight.notations import read_notation
 from dartslight.spaces import SPACES, Cell, Choices, Edge, SearchSpace
 
 FORMAT = "dartslight.genotype/1"
@@ -164,7 +165,9 @@ class Genotype:
 
     @classmethod
     def load(cls, path: str | Path) -> "Genotype":
-        """Reads a genotype file.
+        """Reads a genotype file, or what another program has written in a notation of `dartslight.notations`.
+
+        Such an architecture is of the space ``darts`` where that has all of its operations, else of ``s4``.
 
         Raises:
             InputError: If it cannot be read or is not valid.
@@ -176,7 +179,19 @@ class Genotype:
             raise InputError(
                 f"The genotype {str(path)!r} cannot be read ({reason}); give a genotype.json of a run."
             ) from None
-        return cls.from_json(text, f"The genotype {str(path)!r}")
+        name = f"The genotype {str(path)!r}"
+        try:
+            found = read_notation(text)
+        except ValueError as error:
+            raise InputError(f"{name} is not whole ({error}); give it as that program has written it.") from None
+        if found is None:
+            return cls.from_json(text, name)
+        if isinstance(found, str):
+            return cls.from_nasbench201(found)
+        is_s4 = any(op == "noise" for cell in found for op, _ in cell)
+        genotype = cls.from_darts(SPACES["s4" if is_s4 else "darts"], found.normal, found.reduction)
+        _check(genotype, name)
+        return genotype
 
 
 def _is_newer(found: object) -> bool:

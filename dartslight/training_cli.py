@@ -1,5 +1,6 @@
 """The commands that need a trainer: Lightning's command line with a selection rule beside model, data and trainer."""
 
+import logging
 import re
 import sys
 import warnings
@@ -9,10 +10,13 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from dartslight.callbacks import RunCheckpoints, RunConfig, Selector
+from dartslight.callbacks import Dashboard, ProgressBars, ProgressLog, RunCheckpoints, RunConfig, Selector
+from dartslight.callbacks.dashboard import go_on_under, known_names
 from dartslight.carried_config import with_carried_config
 from dartslight.cli import inner_input_error, one_line, parse
 from dartslight.data import ImageData
@@ -25,6 +29,7 @@ from dartslight.selection import Rule
 from dartslight.trainer import SearchTrainer
 from dartslight.unfinished import what_is_unfinished
 
+_LIGHTNING = ("lightning.pytorch", "lightning.fabric")
 _UNNAMED = {
     "model": r"class_path 'lightning\.LightningModule'|required: .*fit\.model",
     "data": r"Not a valid subclass of ImageData|ImageData is abstract|required: .*fit\.data",
@@ -59,6 +64,12 @@ class DartslightCLI(LightningCLI):
             type=int | None,
             default=None,
             help="Also write last.ckpt within an epoch, every so many batches; null for the ends of epochs only.",
+        )
+
+        parser.add_argument(
+            "--quiet",
+            action="store_true",
+            help="Show no progress and no summary of the model; results, warnings and the run's folder are still told.",
         )
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -102,6 +113,9 @@ class DartslightCLI(LightningCLI):
             raise _as_input_error(error) from None
 
     def _set_seed(self) -> None:
+        if self._get(self.config, "quiet"):  # this is the first step that tells something
+            for name in _LIGHTNING:
+                logging.getLogger(name).setLevel(logging.WARNING)
         try:
             super()._set_seed()
         except ValueError as error:
@@ -113,11 +127,15 @@ class DartslightCLI(LightningCLI):
         writes = self.subcommand in ("fit", "select")
         goes_on = _run_to_go_on(self._get(self.config_init, "ckpt_path")) if writes else None
         folder = RunFolder(config["default_root_dir"] or "runs", resumed=goes_on)
-        callbacks = _as_list(config["callbacks"])
+        if self._get(self.config_init, "quiet"):
+            config["enable_progress_bar"] = config["enable_model_summary"] = False
+        callbacks, loggers = _as_list(config["callbacks"]), _as_list(config["logger"])
         if writes:
             callbacks += self._own_callbacks(config)
+        if goes_on is not None:
+            go_on_under(known_names(goes_on), loggers)
         config["callbacks"] = callbacks
-        return super().instantiate_trainer(logger=[folder, *_as_list(config["logger"])], **kwargs)
+        return super().instantiate_trainer(logger=[folder, *loggers], **kwargs)
 
     def _own_callbacks(self, config: dict[str, Any]) -> list[Callback]:
         rule = self._get(self.config_init, "selection")
@@ -126,7 +144,16 @@ class DartslightCLI(LightningCLI):
             raise InputError("A selection decides a search, but the model is none; leave --selection out.")
         if rule is None and self.subcommand == "select":
             raise InputError("select needs a rule; give --selection, or one of the configurations in configs/select.")
-        callbacks: list[Callback] = [Selector(rule)] if rule is not None and is_search else []
+        selector = Selector(rule) if rule is not None and is_search else None
+        is_shown = config["enable_progress_bar"] is not False
+        is_terminal = sys.stdout.isatty()
+        log = ProgressLog(selector, prints=is_shown and not is_terminal)
+        # The log comes before the selector, so that the time of an epoch is without that of the decisions after it.
+        callbacks: list[Callback] = [log] if selector is None else [log, selector]
+        if is_shown and not any(isinstance(callback, ProgressBar) for callback in _as_list(config["callbacks"])):
+            callbacks.append(ProgressBars(log, is_terminal))
+        if any(isinstance(logger, WandbLogger | TensorBoardLogger) for logger in _as_list(config["logger"])):
+            callbacks.append(Dashboard())
         if config["enable_checkpointing"] is not False:
             callbacks.append(RunCheckpoints(self._get(self.config_init, "checkpoint_every_n_batches")))
         return callbacks
@@ -207,7 +234,7 @@ def run_training(command: str, words: Sequence[str]) -> None:
         select_several(words)
         return
     _quieten()
-    saved = sys.argv
+    saved, levels = sys.argv, {name: logging.getLogger(name).level for name in _LIGHTNING}
     # Lightning starts the processes of further devices with these words.
     sys.argv = ["dartslight", command, *words]
     try:
@@ -228,6 +255,8 @@ def run_training(command: str, words: Sequence[str]) -> None:
         raise _as_input_error(error) from None
     finally:
         sys.argv = saved
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _as_input_error(error: Exception) -> InputError:

@@ -24,7 +24,7 @@ ADDED = sorted(
 )
 RETRAINED = {"cifar10": (20, 36), "cifar100": (8, 16), "svhn": (8, 16)}
 """The numbers of cells and channels that architectures of S1 to S4 are retrained with."""
-ELSEWHERE = ["cifar10/retrain_small", "cluster/gpus", "cluster/nodes", "cluster/kubernetes"]
+ELSEWHERE = ["cifar10/retrain_small", "cluster/gpus", "cluster/nodes", "cluster/kubernetes", "sweeps/wandb"]
 """Configurations with tests of their own."""
 
 # What has been published, space by space; the same names stand behind each other space.

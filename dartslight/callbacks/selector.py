@@ -1,6 +1,7 @@
 """Runs a selection rule on the supernet that is being trained: asks it when it is due, and keeps what it answered."""
 
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,10 @@ from dartslight.seeding import run_seed
 from dartslight.selection import Rule, Schedule
 from dartslight.selection.record import decisions_csv, in_words, record
 from dartslight.spaces import Choices
+
+Listener = Callable[[Trainer, SearchModule, int, float, list[dict[str, Any]]], None]
+"""What is called after each decision point: with the trainer, the search, the number of finished epochs, the seconds
+that the point took, and its decisions."""
 
 
 class Selector(Callback):
@@ -39,6 +44,7 @@ class Selector(Callback):
         self._is_selected_again = False
         self._schedule = Schedule(())
         self._begin: tuple[float, int] | None = None  # when this process took its first decision, and which one
+        self.listeners: list[Listener] = []
 
     # ------------------------------------------------------------------ when
 
@@ -89,9 +95,24 @@ class Selector(Callback):
         return self._is_ended or self._points == len(self._schedule.points)
 
     @property
+    def done(self) -> int:
+        """How many decision points are over."""
+        return self._points
+
+    @property
+    def count(self) -> int:
+        """How many decision points there are."""
+        return len(self._schedule.points)
+
+    @property
     def taken(self) -> str:
         """How many decisions have been taken, in words."""
-        return f"{self._points} of {len(self._schedule.points)} decisions"
+        return f"{self.done} of {self.count} decisions"
+
+    @property
+    def decisions(self) -> Sequence[dict[str, Any]]:
+        """The decisions so far as plain values, see `dartslight.selection.record.record`."""
+        return self._decisions
 
     def _catch_up(self, trainer: Trainer, module: SearchModule, epochs: int) -> None:
         """Lets the rule see and decide what it should have seen and decided after so many epochs."""
@@ -141,13 +162,15 @@ class Selector(Callback):
             )
         seconds = time.perf_counter() - start
         module.choices = outcome.choices
-        for decision in outcome.decisions:
-            self._decisions.append(record(decision, len(self._decisions), epochs, seconds))
+        taken = [record(d, len(self._decisions) + i, epochs, seconds) for i, d in enumerate(outcome.decisions)]
+        self._decisions += taken
         self._points += 1
         folder = folder_of(trainer)
         if folder is not None:
             path = folder.path / DECISIONS
             by_first_device(trainer, lambda: write_whole(path, decisions_csv(self._decisions)))
+        for listener in self.listeners:
+            listener(trainer, module, epochs, seconds, taken)
         return outcome.ends_run
 
     def _conclude(self, trainer: Trainer, module: SearchModule) -> None:

@@ -52,15 +52,24 @@ def decisions_csv(decisions: Sequence[Mapping[str, Any]]) -> str:
         decisions: The decisions as the selector keeps them.
     """
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    csv.writer(text, lineterminator="\n").writerows(decision_rows(decisions))
+    return text.getvalue()
+
+
+def decision_rows(decisions: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """Returns the decisions as a table: the names of its columns, then a row for each candidate.
+
+    Args:
+        decisions: The decisions as the selector keeps them.
+    """
+    rows: list[list[Any]] = [list(COLUMNS)]
     for decision in decisions:
         for candidate in decision["candidates"]:
             row = {key: decision[key] for key in COLUMNS if key in decision}
             row |= {key: candidate[key] for key in ("node", "op", "score_with", "score_without", "batches")}
             row |= {"edge": f"{candidate['node']}<-{candidate['source']}", "chosen": int(candidate["chosen"])}
-            writer.writerow({key: "" if value is None else value for key, value in row.items()})
-    return text.getvalue()
+            rows.append([row.get(key) for key in COLUMNS])
+    return rows
 
 
 def read_decisions(path: Path) -> list[Decision]:
@@ -118,25 +127,33 @@ def _decision(rows: Sequence[Mapping[str, str]]) -> Decision:
 def in_words(genotype: Genotype, decisions: Sequence[Mapping[str, Any]]) -> str:
     """Returns how an architecture was decided, and the architecture, for a person to read."""
     lines = ["How it was decided (margin: by how much the kept one leads; noise: the margin's standard error)"]
-    for decision in decisions:
-        candidates = decision["candidates"]
-        gone = {c["source"] for c in candidates if not c["chosen"]}
-        chosen = [c for c in candidates if c["chosen"]]
-        first = (chosen or candidates)[0]
-        place = f"{first['node']}<-{first['source']}"
-        if decision["kind"] == "inputs":
-            sources = sorted({c["source"] for c in candidates} - gone)
-            place = f"node {first['node']}"
-            kept = "inputs " + (" and ".join(str(source) for source in sources) or "none")
-        elif decision["kind"] == "operations":
-            kept = f"{len(chosen)} of {len(candidates)} left"
-        else:
-            kept = "is next" if decision["kind"] == "edge" else first["op"]
-        lines.append(f"  {decision['cell']:<10}{place:<8}{kept:<16}{_evidence(decision)}")
+    lines += [f"  {outcome_in_words(decision)}" for decision in decisions]
     lines += _saved(decisions)
     lines.append("The architecture")
     lines += [f"  {cell.name:<10}{edge!s:<8}{edge.ops[0]}" for cell in genotype.cells for edge in cell.edges]
     return "\n".join(lines)
+
+
+def outcome_in_words(decision: Mapping[str, Any]) -> str:
+    """Returns what one decision has decided and on what evidence, for a person to read.
+
+    Args:
+        decision: The decision as the selector keeps it.
+    """
+    candidates = decision["candidates"]
+    gone = {c["source"] for c in candidates if not c["chosen"]}
+    chosen = [c for c in candidates if c["chosen"]]
+    first = (chosen or candidates)[0]
+    place = f"{first['node']}<-{first['source']}"
+    if decision["kind"] == "inputs":
+        sources = sorted({c["source"] for c in candidates} - gone)
+        place = f"node {first['node']}"
+        kept = "inputs " + (" and ".join(str(source) for source in sources) or "none")
+    elif decision["kind"] == "operations":
+        kept = f"{len(chosen)} of {len(candidates)} left"
+    else:
+        kept = "is next" if decision["kind"] == "edge" else first["op"]
+    return f"{decision['cell']:<10}{place:<8}{kept:<16}{_evidence(decision)}"
 
 
 def _saved(decisions: Sequence[Mapping[str, Any]]) -> list[str]:
