@@ -2,8 +2,8 @@
 
     python benchmarks/freedarts_nb201.py --table nasbench201.csv.gz [--seeds 30]
 
-A seed draws the weights of a supernet (16 channels, 15 cells) and the alphas. Nothing is trained and no picture is read;
-the table is looked at afterwards. Takes about two minutes on one CPU core for 30 seeds.
+A seed draws the weights of a supernet (16 channels, 15 cells) and the alphas. Nothing is trained and no picture is
+read; the table is looked at afterwards. Takes about two minutes on one CPU core for 30 seeds.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 from dartslight.callbacks.diagnostics import ArchitectureStatistics, Curvature, NoiseFloor
 from dartslight.callbacks.end_of_search import EdgeShuffle, StrengthStudy
+from dartslight.callbacks.free_start import FreeStart
 from dartslight.callbacks.run_files import RunCheckpoints, RunConfig
 from dartslight.callbacks.selector import Selector
 from dartslight.callbacks.true_accuracy import TrueAccuracy
@@ -10,6 +11,7 @@ __all__ = [
     "ArchitectureStatistics",
     "Curvature",
     "EdgeShuffle",
+    "FreeStart",
     "NoiseFloor",
     "RunCheckpoints",
     "RunConfig",

@@ -209,7 +209,8 @@ class LiveSupernet:
             drawn = data.selection_batches(augmented=False, seed=seed, limit=1, batch_size=score.batch_size).batch(0)
             prepared = data.on_after_batch_transfer(drawn, 0)
             batch = (prepared.images, prepared.labels)
-        return score(self._initial, alphas, choices, batch, derived_seed(seed, _MEASURE))
+        with undisturbed(self._device):
+            return score(self._initial, alphas, choices, batch, derived_seed(seed, _MEASURE))
 
     @functools.cached_property
     def _initial(self) -> Supernet:

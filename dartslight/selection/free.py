@@ -166,16 +166,48 @@ def decision_order(supernet: Supernet, seed: int) -> dict[str, list[int]]:
     Args:
         supernet: The supernet, whose memory keeps the answer.
         seed: The run's seed.
+
+    Raises:
+        InputError: If the scores of an edge tell nothing.
     """
-    found: dict[str, list[int]] | None = supernet.memory.get("freeflow_order")
-    if found is None:
-        rule = FreeDarts()
-        everything = Choices.everything(supernet.space)
-        given = supernet.saliency(rule.score, rule.alphas(supernet.space, seed), everything, seed)
-        scores = checked(supernet.space, everything, given, rule.score.name)
-        found = {cell: [int(e) for e in np.argsort(-own.max(axis=1), kind="stable")] for cell, own in scores.items()}
-        supernet.memory["freeflow_order"] = found
+    if "freeflow_order" not in supernet.memory:
+        scores = _initial_scores(supernet, seed)
+        order = {cell: np.argsort(-own.max(axis=1), kind="stable").tolist() for cell, own in scores.items()}
+        supernet.memory["freeflow_order"] = order
+    found: dict[str, list[int]] = supernet.memory["freeflow_order"]
     return found
+
+
+def initial_alphas(supernet: Supernet, seed: int, scale: float) -> dict[str, np.ndarray]:
+    """Returns alphas for each cell type, (edges, ops), that tell how salient the operations are by FreeFlow.
+
+    They are the logarithms of the scores, moved and scaled for each edge to the mean 0 and a standard deviation; an
+    operation without any score, as ``none``, gets the smallest of its edge.
+
+    Args:
+        supernet: The supernet.
+        seed: The run's seed.
+        scale: The standard deviation.
+
+    Raises:
+        InputError: If the scores of an edge tell nothing.
+    """
+    alphas = {}
+    for name, scores in _initial_scores(supernet, seed).items():
+        alphas[name] = np.zeros_like(scores)
+        for e, edge in enumerate(supernet.space.cell(name).edges):
+            own = scores[e, : len(edge.ops)]
+            if len(own) > 1:
+                logarithms = np.log(np.where(own > 0, own, own[own > 0].min()))
+                spread = logarithms.std()
+                alphas[name][e, : len(own)] = scale * (logarithms - logarithms.mean()) / (spread if spread else 1.0)
+    return alphas
+
+
+def _initial_scores(supernet: Supernet, seed: int) -> dict[str, np.ndarray]:
+    rule, everything = FreeDarts(), Choices.everything(supernet.space)
+    scores = supernet.saliency(rule.score, rule.alphas(supernet.space, seed), everything, seed)
+    return checked(supernet.space, everything, scores, rule.score.name)
 
 
 def _edges(space: SearchSpace, choices: Choices) -> Iterator[tuple[Cell, int, tuple[int, ...]]]:
