@@ -8,22 +8,27 @@ from dartslight.errors import InputError
 from dartslight.modules import SearchModule
 from dartslight.modules.checkpoint import HEADER, read_checkpoint
 from dartslight.spaces import Choices
+from dartslight.untrained import decide_untrained
 
 
 class SearchTrainer(Trainer):
     """Lightning's trainer, with `select`."""
 
-    def select(self, model: LightningModule, datamodule: LightningDataModule, supernet: str) -> None:
+    def select(self, model: LightningModule, datamodule: LightningDataModule, supernet: str | None = None) -> None:
         """Decides the supernet of an earlier search by the selection rule at hand.
 
         Args:
             model: The search.
             datamodule: The pictures.
-            supernet: Path of a checkpoint of a search, finished (search.ckpt) or interrupted (last.ckpt).
+            supernet: Path of a checkpoint of a search, finished (search.ckpt) or interrupted (last.ckpt); null for
+                rules that need no search.
 
         Raises:
             InputError: If the checkpoint is none of a search, or decisions have been taken in it already.
         """
+        if supernet is None:
+            decide_untrained(self, model, datamodule)
+            return
         checkpoint = read_checkpoint(supernet)
         header = checkpoint[HEADER]
         if not isinstance(model, SearchModule) or header.get("kind") != "search":

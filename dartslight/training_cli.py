@@ -206,7 +206,12 @@ class DartslightCLI(LightningCLI):
         if folder is not None and folder.exists:
             print(f"Run folder: {folder.path}")
 
-    after_select = after_fit
+    def after_select(self) -> None:
+        """Does the same after a selection; one of a supernet that is drawn has nothing unfinished."""
+        if self._get(self.config_init, "supernet") is not None:
+            self.after_fit()
+        elif (folder := folder_of(self.trainer)) is not None:
+            print(f"Run folder: {folder.path}")
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:

@@ -13,6 +13,7 @@ from dartslight.modules import SearchModule
 from dartslight.modules.timetable import Stage
 from dartslight.selection import (
     CurvatureStop,
+    FreeDarts,
     LeaveOneOut,
     Magnitude,
     Perturbation,
@@ -77,6 +78,7 @@ SELECTIONS: dict[str, Callable[[], Rule]] = {
     "SGAS 2": lambda: Sgas(criterion=2),
     "SGAS+PT": lambda: Sgas(perturbation=Perturbation("official", eval_batches=1)),
     "staged": lambda: Staged(keep=[1]),
+    "FreeDARTS": FreeDarts,
     "curvature stop": lambda: CurvatureStop(every=1, window=1, lag=1, ratio=0.0, min_epoch=0),
 }
 """The rules; the early stop ends a search as soon as it can."""

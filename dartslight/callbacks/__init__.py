@@ -4,6 +4,7 @@ from dartslight.callbacks.dashboard import Dashboard
 from dartslight.callbacks.diagnostics import ArchitectureStatistics, Curvature, NoiseFloor
 from dartslight.callbacks.end_of_search import EdgeShuffle, StrengthStudy
 from dartslight.callbacks.estimate_noise import EstimateNoise
+from dartslight.callbacks.free_start import FreeStart
 from dartslight.callbacks.progress import ProgressBars, ProgressLog
 from dartslight.callbacks.run_files import RunCheckpoints, RunConfig
 from dartslight.callbacks.selector import Selector
@@ -15,6 +16,7 @@ __all__ = [
     "Dashboard",
     "EdgeShuffle",
     "EstimateNoise",
+    "FreeStart",
     "NoiseFloor",
     "ProgressBars",
     "ProgressLog",

@@ -1,6 +1,7 @@
 """The supernet in training, behind the interface that selection rules know."""
 
 import contextlib
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,10 @@ from dartslight.errors import InputError
 from dartslight.modules import SearchModule
 from dartslight.modules.devices import share_statistics
 from dartslight.modules.sensitivities import sensitivity
-from dartslight.nets import Mixing
+from dartslight.nets import Mixing, Supernet
 from dartslight.run_folder import by_first_device
 from dartslight.seeding import derived_seed
-from dartslight.selection import Evaluation, Measurement, Race, Sensitivities, Variant
+from dartslight.selection import Evaluation, Measurement, Race, Saliency, Sensitivities, Variant
 from dartslight.selection.racing import Criterion
 from dartslight.spaces import Choices, SearchSpace
 from dartslight.strategies import hessian_product, largest_eigenvalue
@@ -192,6 +193,28 @@ class LiveSupernet:
                 return self._of_all_devices(own).to(vector) + module.alpha_weight_decay * vector
 
             return largest_eigenvalue(of_all_devices, sum(p.numel() for p in parameters), seed)
+
+    def saliency(self, score: Saliency, alphas: Mixing, choices: Choices, seed: int) -> dict[str, torch.Tensor]:
+        """Returns the scores of all operations of the supernet as it was before any search, (edges, ops), float64.
+
+        Args:
+            score: The score.
+            alphas: The raw mixing weights of each cell type, (edges, ops).
+            choices: The operations that are open.
+            seed: Seeds the pictures, where the score needs some, and whatever is random in the network.
+        """
+        batch = None
+        if score.batch_size is not None:
+            data = cast("Any", self.trainer).datamodule
+            drawn = data.selection_batches(augmented=False, seed=seed, limit=1, batch_size=score.batch_size).batch(0)
+            prepared = data.on_after_batch_transfer(drawn, 0)
+            batch = (prepared.images, prepared.labels)
+        with undisturbed(self._device):
+            return score(self._initial, alphas, choices, batch, derived_seed(seed, _MEASURE))
+
+    @functools.cached_property
+    def _initial(self) -> Supernet:
+        return self.module.initial_supernet(cast("Any", self.trainer).datamodule.num_classes)
 
     def log(self, name: str, value: float) -> None:
         """Writes a number into the metrics of this epoch."""

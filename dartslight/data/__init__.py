@@ -8,6 +8,7 @@ and no pinned memory: gathering, cropping, flipping and normalising 64 pictures 
 from dartslight.data.datasets import CIFAR10, CIFAR100, SVHN, Digits
 from dartslight.data.folder import ImageFolder
 from dartslight.data.module import ImageData
+from dartslight.data.nothing import NoPictures
 from dartslight.data.pictures import Pictures
 from dartslight.data.sampling import Batch, EvaluationBatches
 from dartslight.data.signature import Signature
@@ -21,6 +22,7 @@ __all__ = [
     "EvaluationBatches",
     "ImageData",
     "ImageFolder",
+    "NoPictures",
     "Pictures",
     "Signature",
 ]

@@ -487,20 +487,7 @@ class SearchModule(LightningModule):
             )
         torch.manual_seed(derived_seed(run_seed(), _INITIALISATION))
         num_classes = cast("Any", self.trainer).datamodule.num_classes
-        self.supernets = nn.ModuleList(
-            Supernet(
-                self.space,
-                stage.num_cells,
-                self.init_channels,
-                num_classes,
-                self.track_statistics,
-                self.checkpoint_cells,
-                stage.partial_channels,
-                self._terms(),
-                self.normalise_pools,
-            )
-            for stage in self.stages
-        )
+        self.supernets = nn.ModuleList(self._built(stage, num_classes) for stage in self.stages)
         if self.compile_mode is not None:
             for supernet in self.supernets:
                 cast("Supernet", supernet).capture(self.compile_mode)
@@ -519,6 +506,29 @@ class SearchModule(LightningModule):
         self._ddp_params_and_buffers_to_ignore = [
             name for name in self.state_dict() if name.startswith(("architecture.", "gradient."))
         ]
+
+    def initial_supernet(self, num_classes: int) -> Supernet:
+        """Returns a supernet with the operation weights that the first stage of a search on a CPU begins with.
+
+        Args:
+            num_classes: Number of classes.
+        """
+        with torch.random.fork_rng([]):
+            torch.manual_seed(derived_seed(run_seed(), _INITIALISATION))
+            return self._built(self.stages[0], num_classes)
+
+    def _built(self, stage: Stage, num_classes: int) -> Supernet:
+        return Supernet(
+            self.space,
+            stage.num_cells,
+            self.init_channels,
+            num_classes,
+            self.track_statistics,
+            self.checkpoint_cells,
+            stage.partial_channels,
+            self._terms(),
+            self.normalise_pools,
+        )
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Returns SGD or Adam for the operation weights and Adam for the architecture parameters."""

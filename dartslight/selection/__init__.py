@@ -1,6 +1,7 @@
 """Selection: how a trained supernet becomes one architecture."""
 
 from dartslight.selection.curvature_stop import CurvatureStop
+from dartslight.selection.free import FreeDarts
 from dartslight.selection.greedy import Sgas
 from dartslight.selection.one_shot import LeaveOneOut, Sensitivity
 from dartslight.selection.perturbation import Perturbation
@@ -19,6 +20,7 @@ from dartslight.selection.rule import (
     Tuning,
     Variant,
 )
+from dartslight.selection.saliency import FreeFlow, Grasp, Saliency, Snip
 from dartslight.selection.staged import Staged
 from dartslight.selection.strongest import Magnitude, Random
 
@@ -27,6 +29,9 @@ __all__ = [
     "CurvatureStop",
     "Decision",
     "Evaluation",
+    "FreeDarts",
+    "FreeFlow",
+    "Grasp",
     "LeaveOneOut",
     "Magnitude",
     "Measurement",
@@ -35,11 +40,13 @@ __all__ = [
     "Race",
     "Random",
     "Rule",
+    "Saliency",
     "Schedule",
     "SearchPlan",
     "Sensitivities",
     "Sensitivity",
     "Sgas",
+    "Snip",
     "Staged",
     "Supernet",
     "Tuning",

@@ -70,7 +70,8 @@ class Perturbation(Rule):
         criterion: Score by ``loss``, by ``accuracy`` or by the ``divergence`` of the predictions (no labels) on the
             validation half; by the ``sensitivity`` of the loss in batches of 16 pictures; or measure nothing and keep
             what has the largest mixing ``weight`` (progressive magnitude).
-        order: Order in which edges and nodes are decided: ``random``, ``sequential`` or ``reverse``.
+        order: Order in which edges and nodes are decided: ``random``, ``sequential`` or ``reverse``; or ``freeflow``,
+            the edges with the most salient operation before the search first (FreeDARTS), and nodes in sequence.
         paired: Whether all candidates of a decision are measured on the same pictures in one pass.
         mask: ``raw`` removes an operation and leaves the other weights (published), ``renormalise`` shares its weight
             among them where the relaxation makes them compete.
@@ -99,7 +100,7 @@ class Perturbation(Rule):
         preset: Literal["paired", "official"] = "paired",
         interval: int = 5,
         criterion: Literal["loss", "accuracy", "divergence", "sensitivity", "weight"] | None = None,
-        order: Literal["random", "sequential", "reverse"] = "random",
+        order: Literal["random", "sequential", "reverse", "freeflow"] = "random",
         paired: bool | None = None,
         mask: Literal["raw", "renormalise"] = "raw",
         edge_mode: Literal["reg", "cumulative"] | None = None,

@@ -5,14 +5,16 @@ Each is answered by what the supernet misses when something is removed (`Removin
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from dartslight.nets import Mixing
+from dartslight.seeding import run_seed
 from dartslight.selection.evidence import Evidence, decision, keep_inputs, keep_operation, least_missed, sign_of
+from dartslight.selection.free import decision_order
 from dartslight.selection.racing import Criterion, Race
 from dartslight.selection.rule import Decision, Evaluation, Measurement, Sensitivities, Supernet, Variant, nodes_to_thin
 from dartslight.selection.strongest import (
@@ -36,7 +38,7 @@ class Settings:
     """How a question is answered, see `dartslight.selection.Perturbation` for the meaning."""
 
     criterion: Criterion | Literal["weight", "sensitivity"]
-    order: Literal["random", "sequential", "reverse"]
+    order: Literal["random", "sequential", "reverse", "freeflow"]
     paired: bool
     mask: Literal["raw", "renormalise"]
     edge_mode: Literal["reg", "cumulative"]
@@ -78,7 +80,7 @@ class Question(ABC):
 
     def draw_edge(self) -> tuple[Choices, Decision]:
         """Draws an edge and keeps one of its operations."""
-        e = self._draw(self.choices.undecided(self.cell.name))
+        e = self._draw(self.choices.undecided(self.cell.name), self._salient_first)
         ops, columns = self.cell.edges[e].ops, self.choices.of(self.cell.name)[e]
         if self.settings.exclude_none and any(ops[o] != "none" for o in columns):
             columns = tuple(o for o in columns if ops[o] != "none")
@@ -90,13 +92,18 @@ class Question(ABC):
         assert count is not None
         nodes = nodes_to_thin(self.space, self.cell.name)
         crowded = [n for n in nodes if len(self._edges_into(n, self.choices)) > count]
-        return self.keep_inputs(self._draw(crowded), count)
+        return self.keep_inputs(self._draw(crowded, lambda nodes: nodes[0]), count)
 
-    def _draw(self, things: Sequence[int]) -> int:
+    def _draw(self, things: Sequence[int], salient_first: Callable[[Sequence[int]], int]) -> int:
         """The edge or node that is decided next."""
         if self.settings.order == "random":
             return int(self.rng.choice(things))
+        if self.settings.order == "freeflow":
+            return salient_first(things)
         return things[0 if self.settings.order == "sequential" else -1]
+
+    def _salient_first(self, edges: Sequence[int]) -> int:
+        return next(e for e in decision_order(self.supernet, run_seed())[self.cell.name] if e in edges)
 
     def _edges_into(self, node: int, choices: Choices) -> list[int]:
         kept = choices.kept(self.cell.name)

@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
 from dartslight.errors import InputError
 from dartslight.nets import Mixing
 from dartslight.selection.racing import Criterion, Race
+from dartslight.selection.saliency import Saliency
 from dartslight.spaces import Choices, SearchSpace
 
 
@@ -264,12 +265,25 @@ class Supernet(Protocol):
             batches: Number of batches; each of them is kept in memory with all that its derivative needs.
         """
 
+    def saliency(self, score: Saliency, alphas: Mixing, choices: Choices, seed: int) -> dict[str, Tensor]:
+        """Returns the scores of all operations of the supernet as it was before any search, (edges, ops), float64.
+
+        Args:
+            score: The score.
+            alphas: The raw mixing weights of each cell type, (edges, ops).
+            choices: The operations that are open.
+            seed: Seeds the pictures, where the score needs some, and whatever is random in the network.
+        """
+
     def log(self, name: str, value: float) -> None:
         """Writes a number into the metrics of this epoch."""
 
 
 class Rule(ABC):
     """Decides how a supernet becomes one architecture; holds settings only, what has been decided is in the choices."""
+
+    needs_search: ClassVar[bool] = True
+    """Whether the supernet must have been searched; else the rule decides it as it is drawn."""
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name.strip('_')}={value}" for name, value in sorted(vars(self).items()))
@@ -307,6 +321,15 @@ class Rule(ABC):
             point: Index of the decision point in the schedule.
             seed: The run's seed; with the point it determines every draw.
         """
+
+    def controls(self, supernet: Supernet, seed: int) -> Mapping[str, Choices]:
+        """Returns, by name, what the outcome has to be compared with because it costs nothing; by default nothing.
+
+        Args:
+            supernet: The supernet, undecided.
+            seed: The run's seed.
+        """
+        return {}
 
 
 def nodes_to_thin(space: SearchSpace, cell: str) -> tuple[int, ...]:
