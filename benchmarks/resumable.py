@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import csv
 import io
-import itertools
 import json
 import os
 import statistics
@@ -139,14 +138,6 @@ def decide(command: str, config: dict[str, Any], folder: Path, *words: str) -> t
     return genotype.parent, round(seconds, 1)
 
 
-def sign_flip(differences: Sequence[float]) -> float:
-    """Returns the two-sided p-value of an exact paired test: how often random signs give as large a mean."""
-    observed = abs(sum(differences))
-    signs = list(itertools.product((1, -1), repeat=len(differences)))
-    hits = sum(abs(sum(s * d for s, d in zip(row, differences, strict=True))) >= observed - 1e-9 for row in signs)
-    return hits / len(signs)
-
-
 def spread(values: Sequence[float]) -> str:
     """Returns mean and standard deviation in words."""
     deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
@@ -155,6 +146,8 @@ def spread(values: Sequence[float]) -> str:
 
 def paired(differences: Sequence[float]) -> str:
     """Returns how large paired differences are, with an exact test, in words."""
+    from dartslight.selection.statistics import sign_flip
+
     if not differences:
         return ""
     wins = sum(d > 0 for d in differences)

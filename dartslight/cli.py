@@ -21,6 +21,7 @@ Search a neural architecture for your images, decide it, train it.
   validate  measure a network on the validation pictures
   lookup    tell what a table of known architectures says of a genotype
   draw      draw the cells of a genotype
+  report    write one page about one run or many
   cost      count a genotype's parameters and multiply-adds, and time its network
   predict   tell the classes of pictures by a retrained or exported network
   export    write a retrained network as a file for other programs
@@ -66,7 +67,30 @@ def lookup(words: Sequence[str]) -> None:
     print(Table.read(given.table).render(arch))
 
 
-_SMALL: dict[str, Callable[[Sequence[str]], None]] = {"draw": draw, "lookup": lookup}
+def report(words: Sequence[str]) -> None:
+    """Writes one page about one run or many."""
+    parser = command_parser("report", "Write one self-contained HTML page about one run or many.")
+    parser.add_argument(
+        "runs", type=str, nargs="+", help="Folders of runs, or folders that hold some, such as that of a job array."
+    )
+    parser.add_argument("-o", "--output", type=str, default="report.html", help="Path of the page.")
+    parser.add_argument(
+        "--table",
+        type=str | None,
+        default=None,
+        help="Path of a CSV file (plain or .gz) with true accuracies of NAS-Bench-201, as for lookup.",
+    )
+    given = parse(parser, words)
+    if Path(given.output).suffix not in (".html", ".htm"):
+        raise InputError(f"The report {given.output!r} is a page; give a path that ends in .html.")
+
+    from dartslight.report.page import write_report
+
+    count = write_report(given.runs, Path(given.output), given.table)
+    print(f"{given.output}: {count} run{'s' * (count != 1)}")
+
+
+_SMALL: dict[str, Callable[[Sequence[str]], None]] = {"draw": draw, "lookup": lookup, "report": report}
 
 
 def command_parser(command: str, description: str) -> Any:

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from dartslight.errors import InputError
 
 METRICS, CONFIG, GENOTYPE, DECISIONS = "metrics.csv", "config.yaml", "genotype.json", "decisions.csv"
+ALPHAS, TIMES = "alphas.csv", "times.csv"
 LAST, SEARCHED = "last.ckpt", "search.ckpt"
 
 

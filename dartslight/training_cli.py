@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from dartslight.callbacks import Dashboard, ProgressBars, ProgressLog, RunCheckpoints, RunConfig, Selector
+from dartslight.callbacks import Dashboard, History, ProgressBars, ProgressLog, RunCheckpoints, RunConfig, Selector
 from dartslight.callbacks.dashboard import go_on_under, known_names
 from dartslight.carried_config import with_carried_config
 from dartslight.cli import inner_input_error, one_line, parse
@@ -148,8 +148,9 @@ class DartslightCLI(LightningCLI):
         is_shown = config["enable_progress_bar"] is not False
         is_terminal = sys.stdout.isatty()
         log = ProgressLog(selector, prints=is_shown and not is_terminal)
-        # The log comes before the selector, so that the time of an epoch is without that of the decisions after it.
-        callbacks: list[Callback] = [log] if selector is None else [log, selector]
+        # Both come before the selector, so that the time of an epoch is without that of the decisions after it.
+        callbacks: list[Callback] = [log, History()]
+        callbacks += [] if selector is None else [selector]
         if is_shown and not any(isinstance(callback, ProgressBar) for callback in _as_list(config["callbacks"])):
             callbacks.append(ProgressBars(log, is_terminal))
         if any(isinstance(logger, WandbLogger | TensorBoardLogger) for logger in _as_list(config["logger"])):

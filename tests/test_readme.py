@@ -18,7 +18,7 @@ from dartslight.cli import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = ("fit", "validate", "test", "predict", "export", "cost", "select", "ensemble", "lookup", "draw")
+COMMANDS = ("fit", "validate", "test", "predict", "export", "cost", "select", "ensemble", "lookup", "report", "draw")
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 
 SHORT = [

@@ -5,6 +5,7 @@ from dartslight.callbacks.diagnostics import ArchitectureStatistics, Curvature, 
 from dartslight.callbacks.end_of_search import EdgeShuffle, StrengthStudy
 from dartslight.callbacks.estimate_noise import EstimateNoise
 from dartslight.callbacks.free_start import FreeStart
+from dartslight.callbacks.history import History
 from dartslight.callbacks.progress import ProgressBars, ProgressLog
 from dartslight.callbacks.run_files import RunCheckpoints, RunConfig
 from dartslight.callbacks.selector import Selector
@@ -17,6 +18,7 @@ __all__ = [
     "EdgeShuffle",
     "EstimateNoise",
     "FreeStart",
+    "History",
     "NoiseFloor",
     "ProgressBars",
     "ProgressLog",

@@ -3,11 +3,13 @@
 from functools import cached_property
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import SaveConfigCallback
 
+from dartslight import __version__
 from dartslight.errors import check_least
 from dartslight.modules.checkpoint import HEADER
 from dartslight.run_folder import CONFIG, LAST, RunFolder, by_first_device, folder_of, write_whole
@@ -55,7 +57,7 @@ class RunConfig(SaveConfigCallback):
     def _text(self) -> str:
         """The configuration, which takes longer to write out than a small checkpoint."""
         text: str = self.parser.dump(self.config, skip_unset=False)
-        return text
+        return f"# dartslight=={__version__}, torch=={torch.__version__}\n{text}"
 
 
 class RunCheckpoints(Checkpoint):

@@ -321,6 +321,23 @@ def draw_cells(genotype: Genotype) -> "Figure":
     return figure
 
 
+def drawing(genotype: Genotype, kind: str) -> bytes:
+    """Returns the contents of a file with a drawing of the cells.
+
+    Args:
+        genotype: The architecture.
+        kind: svg, png or pdf.
+    """
+    import matplotlib
+
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+    whole = io.BytesIO()
+    figure = draw_cells(genotype)
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(whole, format=kind, dpi=200, metadata=dates[kind])
+    return whole.getvalue()
+
+
 def save_drawing(genotype: Genotype, path: Path) -> None:
     """Writes a drawing of the cells; the same genotype gives the same bytes.
 
@@ -331,23 +348,17 @@ def save_drawing(genotype: Genotype, path: Path) -> None:
     Raises:
         InputError: If the suffix is another one or the file cannot be written.
     """
-    import matplotlib
-
     kind = path.suffix.lower().removeprefix(".")
     if kind not in FORMATS:
         raise InputError(
             f"The drawing {str(path)!r} has the suffix {path.suffix!r}, but drawings are .svg, .png or .pdf; "
             "give a path with one of these."
         )
-    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
-    whole = io.BytesIO()
-    figure = draw_cells(genotype)
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(whole, format=kind, dpi=200, metadata=dates[kind])
+    contents = drawing(genotype, kind)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(whole.getvalue())
+        temporary.write_bytes(contents)
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

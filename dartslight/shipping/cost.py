@@ -46,6 +46,15 @@ def parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+def published_size(genotype: Genotype) -> tuple[int, int]:
+    """Returns the cells and the channels of the network that was published for CIFAR-10.
+
+    Args:
+        genotype: The architecture.
+    """
+    return _PUBLISHED[genotype.macro]
+
+
 def multiply_adds(network: nn.Module, height: int, width: int) -> int:
     """Returns the multiply-adds of a network for one picture.
 
@@ -140,7 +149,7 @@ def measure(
     """
     check_least(1, size=size, batch_size=batch_size, threads=threads)
     place = find_device(device)
-    cells, channels = _PUBLISHED[genotype.macro]
+    cells, channels = published_size(genotype)
     cells = cells if num_cells is None else num_cells
     channels = channels if init_channels is None else init_channels
     network = DiscreteNetwork(genotype, cells, channels, num_classes, stem=stem)

@@ -1,0 +1,152 @@
+"""Small charts as SVG text, whose colours follow the page's."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c", "#a05a2c")
+"""Okabe and Ito, "Color Universal Design", https://jfly.uni-koeln.de/color/, without those that vanish on black or
+white, and two more."""
+
+Points = Sequence[tuple[float, float]]
+_LETTER = 6.6  # the widest that a letter of 11 pixels is on average
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a chart.
+
+    Args:
+        label: What it stands for.
+        value: Its length, in the chart's unit; None for not measured.
+        note: What is written behind it.
+        is_kept: Whether it is the one that was kept.
+        half_width: Half the width of the band of noise around its end, or None.
+    """
+
+    label: str
+    value: float | None
+    note: str = ""
+    is_kept: bool = False
+    half_width: float | None = None
+
+
+def line_chart(title: str, curves: Mapping[str, Points], size: tuple[int, int] = (460, 250)) -> str:
+    """Draws curves over the epochs.
+
+    Args:
+        title: What the numbers are.
+        curves: The points of each curve, (epoch, value).
+        size: Width and height in pixels.
+    """
+    width, height = size
+    points = [point for curve in curves.values() for point in curve]
+    if not points:
+        return ""
+    xs = _ticks(min(x for x, _ in points), max(x for x, _ in points), whole=True)
+    ys = _ticks(min(y for _, y in points), max(y for _, y in points))
+    left = 14 + _LETTER * max(len(_text(y)) for y in ys)
+    legend, rows = _legend(list(curves), width)
+    top, bottom = 30.0, height - 38.0 - 16 * rows
+
+    def across(x: float) -> float:
+        return left + (x - xs[0]) / (xs[-1] - xs[0]) * (width - left - 16)
+
+    def down(y: float) -> float:
+        return bottom - (y - ys[0]) / (ys[-1] - ys[0]) * (bottom - top)
+
+    parts = [f'<text class="title" x="8" y="16">{escape(title)}</text>']
+    for y in ys:
+        parts.append(f'<line class="grid" x1="{left:.1f}" x2="{width - 16}" y1="{down(y):.1f}" y2="{down(y):.1f}"/>')
+        parts.append(f'<text class="tick" x="{left - 6:.1f}" y="{down(y) + 4:.1f}" text-anchor="end">{_text(y)}</text>')
+    level = f'y="{bottom + 15:.1f}" text-anchor="middle"'
+    parts += [f'<text class="tick" x="{across(x):.1f}" {level}>{_text(x)}</text>' for x in xs]
+    parts.append(f'<text class="tick" x="{width - 16}" y="{bottom + 29:.1f}" text-anchor="end">epochs</text>')
+    for (name, curve), colour in zip(curves.items(), itertools.cycle(COLOURS), strict=False):
+        path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in curve)
+        if len(curve) > 1:
+            parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
+        x, y = curve[-1]
+        tip = f"<title>{escape(name)}: {y:.6g} after {x:g} epochs</title>"
+        parts.append(f'<circle cx="{across(x):.1f}" cy="{down(y):.1f}" r="2.6" fill="{colour}">{tip}</circle>')
+    for name, colour, x, row in zip(curves, itertools.cycle(COLOURS), *legend, strict=False):
+        y = height - 16 * (rows - row) + 4
+        parts.append(f'<rect x="{x:.1f}" y="{y - 8}" width="10" height="10" rx="2" fill="{colour}"/>')
+        parts.append(f'<text class="tick" x="{x + 14:.1f}" y="{y + 1}">{escape(name)}</text>')
+    return _svg(width, height, title, parts)
+
+
+def bar_chart(title: str, bars: Sequence[Bar], width: int = 460) -> str:
+    """Draws a bar for each of some things, those below zero to the left.
+
+    Args:
+        title: What the lengths are.
+        bars: The bars.
+        width: Width in pixels.
+    """
+    left = 16 + _LETTER * max(len(bar.label) for bar in bars)
+    right = 12 + _LETTER * max(len(bar.note) for bar in bars)
+    ends = [0.0]
+    for bar in bars:
+        if bar.value is not None:
+            ends += [bar.value - (bar.half_width or 0), bar.value + (bar.half_width or 0)]
+    low, high = min(ends), max(ends)
+    high = high if high > low else low + 1.0
+
+    def across(value: float) -> float:
+        return left + (value - low) / (high - low) * (width - left - right)
+
+    height = 30 + 20 * len(bars)
+    parts = [f'<text class="title" x="8" y="16">{escape(title)}</text>']
+    for i, bar in enumerate(bars):
+        y = 28 + 20 * i
+        kind = "kept" if bar.is_kept else "other"
+        parts.append(f'<text class="tick" x="{left - 6:.1f}" y="{y + 11}" text-anchor="end">{escape(bar.label)}</text>')
+        if bar.value is not None:
+            x, length = min(across(0.0), across(bar.value)), abs(across(bar.value) - across(0.0))
+            parts.append(f'<rect class="{kind}" x="{x:.1f}" y="{y}" width="{max(length, 1.0):.1f}" height="14"/>')
+        if bar.value is not None and bar.half_width:
+            a, b = across(bar.value - bar.half_width), across(bar.value + bar.half_width)
+            parts.append(
+                f'<rect class="noise" x="{a:.1f}" y="{y + 3}" width="{b - a:.1f}" height="8">'
+                "<title>two standard errors of the lead to either side</title></rect>"
+            )
+        parts.append(f'<text class="tick" x="{width - right + 8:.1f}" y="{y + 11}">{escape(bar.note)}</text>')
+    parts.append(f'<line class="axis" x1="{across(0):.1f}" x2="{across(0):.1f}" y1="24" y2="{height - 2}"/>')
+    return _svg(width, height, title, parts)
+
+
+def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
+    box = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    return f'<svg class="chart" role="img" aria-label="{escape(title)}" {box}>{"".join(parts)}</svg>'
+
+
+def _legend(names: Sequence[str], width: int) -> tuple[tuple[list[float], list[int]], int]:
+    """Returns where each name of a legend begins, its row, and the number of rows."""
+    xs, rows, x, row = [], [], 8.0, 0
+    for name in names:
+        needed = 24 + _LETTER * len(name)
+        if x + needed > width - 8 and x > 8:
+            x, row = 8.0, row + 1
+        xs.append(x)
+        rows.append(row)
+        x += needed
+    return (xs, rows), row + 1
+
+
+def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
+    """Returns about five round numbers that enclose a range."""
+    if high - low < 1e-12 * max(1.0, abs(high)):
+        low, high = (low - 1, high + 1) if whole else (low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1))
+    step = 10 ** math.floor(math.log10((high - low) / 4))
+    step *= next(f for f in (1, 2, 5, 10) if (high - low) / (step * f) <= 5)
+    if whole:
+        step = max(1.0, step)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def _text(value: float) -> str:
+    return f"{value:.4g}"

@@ -1,0 +1,293 @@
+"""The report: what the page says is what the runs' files say, and a browser shows all of it."""
+
+import csv
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from scipy.stats import permutation_test
+from test_command_line import QUICK, newest
+
+from dartslight.cli import main
+from dartslight.errors import InputError
+from dartslight.report.charts import Bar, bar_chart, line_chart
+from dartslight.report.page import render, write_report
+from dartslight.report.runs import find_runs, read_run
+from dartslight.run_folder import write_whole
+from dartslight.selection.statistics import sign_flip
+
+BROWSER = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
+
+# ------------------------------------------------------------------------------------------------------ a real run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a job array leaves it: two seeds, each with a selection of its supernet by magnitude."""
+    root = tmp_path_factory.mktemp("seeds")
+    for seed in ("0", "1"):
+        folder = root / f"seed_{seed}"
+        assert main(["fit", *QUICK, f"--seed_everything={seed}", f"--trainer.default_root_dir={folder}"]) == 0
+        supernet = newest(folder) / "checkpoints" / "search.ckpt"
+        rule = ["--selection=dartslight.selection.Magnitude", f"--seed_everything={seed}"]
+        assert main(["select", f"--supernet={supernet}", *rule, f"--trainer.default_root_dir={folder}"]) == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(runs: Path) -> str:
+    output = runs / "report.html"
+    assert main(["report", str(runs), "-o", str(output)]) == 0
+    return output.read_text()
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_history_has_every_open_operation_of_every_epoch_and_the_alphas_of_the_checkpoint(runs: Path) -> None:
+    import torch
+
+    run = runs / "seed_0" / "version_0"
+    alphas, times = rows_of(run / "alphas.csv"), rows_of(run / "times.csv")
+    assert [row["phase"] for row in times] == ["search"] * 2 + ["tuning"] * 5
+    assert all(float(row["seconds"]) > 0 and float(row["memory_mib"]) > 50 for row in times)
+    # All 30 operations until the first decision, then 4 fewer after each.
+    assert [sum(row["epoch"] == str(e) for row in alphas) for e in range(7)] == [30, 30, 26, 22, 18, 14, 10]
+    kept = torch.load(run / "checkpoints" / "search.ckpt", weights_only=True)["state_dict"]["architecture.alphas.cell"]
+    last = [row for row in alphas if row["epoch"] == "1"]
+    assert np.array_equal(kept.numpy().ravel(), np.float32([row["alpha"] for row in last]))
+    assert np.allclose([float(row["weight"]) for row in last], kept.double().softmax(-1).numpy().ravel(), rtol=1e-5)
+
+
+def test_a_run_that_goes_on_continues_its_history(runs: Path, tmp_path: Path) -> None:
+    root = [*QUICK, f"--trainer.default_root_dir={tmp_path}", "--checkpoint_every_n_batches=1"]
+    assert main(["fit", *root, "--trainer.max_steps=3"]) == 0
+    run = newest(tmp_path)
+    interrupted = read_run(run)
+    assert interrupted.genotype is None
+    assert "Not decided yet" in render([interrupted])
+    assert main(["fit", *root, f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"]) == 0
+    assert (run / "alphas.csv").read_text() == (runs / "seed_0" / "version_0" / "alphas.csv").read_text()
+    assert [row["epoch"] for row in rows_of(run / "times.csv")] == [str(e) for e in range(7)]
+
+
+def test_the_page_says_what_the_files_say(runs: Path, page: str) -> None:
+    run = runs / "seed_0" / "version_0"
+    text = html.unescape(page)
+    assert json.loads((run / "genotype.json").read_text()) == json.loads(
+        re.findall(r"genotype.json</summary><pre>(.*?)</pre>", text, re.DOTALL)[0]
+    )
+    decisions = rows_of(run / "decisions.csv")
+    for number in range(6):
+        own = [row for row in decisions if row["decision"] == str(number)]
+        kept = next(row for row in own if row["chosen"] == "1")
+        assert f"<h3>{number + 1}. cell {kept['edge']}: {kept['op']}</h3>" in text
+        for row in own:
+            assert f">{float(row['score_without']) - float(row['score_with']):.4g}</text>" in text
+    unclear = {row["decision"] for row in decisions if float(row["margin"]) < 2 * float(row["noise"])}
+    assert f"6 decisions; {len(unclear)} within the noise" in text
+    assert "dartslight==" in text
+    assert "torch==" in text
+    # One file, which loads nothing.
+    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:)|url\(|@import|<script""", page)
+
+
+def test_magnitude_and_perturbation_disagree_where_the_weights_say_so(runs: Path) -> None:
+    run = read_run(runs / "seed_0" / "version_0")
+    weights = {
+        (row["epoch"], row["edge"], row["op"]): float(row["weight"])
+        for row in rows_of(runs / "seed_0" / "version_0" / "alphas.csv")
+    }
+    for taken in run.decisions:
+        candidates = taken.decision.candidates
+        known = [weights[str(taken.epochs - 1), f"{c.node}<-{c.source}", c.op] for c in candidates]
+        assert taken.by_magnitude is candidates[int(np.argmax(known))]
+
+
+def test_runs_of_one_method_are_one_row(runs: Path, page: str) -> None:
+    table = re.findall(r'aria-label="the table as CSV">(.*?)</textarea>', page, re.DOTALL)
+    rows = list(csv.DictReader(html.unescape(table[0]).splitlines()))
+    assert [(row["method"], row["runs"]) for row in rows] == [
+        ("DARTS, first order: Perturbation (paired)", "2"),
+        ("DARTS, first order: Magnitude", "2"),
+    ]
+    last = [float(rows_of(runs / f"seed_{s}" / "version_0" / "metrics.csv")[1]["val/accuracy"]) for s in (0, 1)]
+    assert rows[0]["validation accuracy"] == f"{np.mean(last):.4g} ± {np.std(last, ddof=1):.2g}"
+
+
+def test_a_retraining_and_an_average_have_their_pages(runs: Path, tmp_path: Path) -> None:
+    members = [f"../seeds/seed_{seed}/version_0" for seed in (0, 1)]
+    shutil.copytree(runs, tmp_path / "seeds")
+    average = tmp_path / "average"
+    average.mkdir()
+    write_whole(average / "config.yaml", yaml.safe_dump({"average_of": members}))
+    for name in ("genotype.json", "decisions.csv"):
+        shutil.copy(runs / "seed_0" / "version_0" / name, average)
+    found = read_run(average)
+    assert found.method.endswith(", 2 supernets averaged")
+    assert found.seed is None
+    assert len(found.decisions) == 6
+    retraining = tmp_path / "retraining"
+    retraining.mkdir()
+    settings = {"genotype": str(average / "genotype.json"), "num_cells": 5, "init_channels": 8}
+    model = {"class_path": "dartslight.modules.RetrainModule", "init_args": settings}
+    write_whole(retraining / "config.yaml", yaml.safe_dump({"model": model, "seed_everything": 3}))
+    write_whole(retraining / "metrics.csv", "step,epoch,train/loss,test/accuracy\n9,0,1.5,\n19,1,0.5,0.75\n")
+    run = read_run(retraining)
+    assert (run.method, run.seed, run.last("test/accuracy")) == ("retraining", 3, 0.75)
+    assert "train/loss" in render([run, found])
+
+
+# ------------------------------------------------------------------------------------------------ several methods
+
+
+def made(root: Path, method: str, seed: int, accuracy: float) -> None:
+    selection = {"class_path": f"dartslight.selection.{method}", "init_args": {}}
+    model = {"class_path": "dartslight.modules.SearchModule", "init_args": {"space": "nasbench201"}}
+    config = {"seed_everything": seed, "model": model, "selection": selection}
+    write_whole(root / f"{method}_{seed}" / "config.yaml", yaml.safe_dump(config))
+    write_whole(root / f"{method}_{seed}" / "metrics.csv", f"step,epoch,val/accuracy\n5,0,{accuracy}\n")
+
+
+def test_methods_are_compared_on_common_seeds(tmp_path: Path) -> None:
+    first, second = [0.50, 0.52, 0.49, 0.55, 0.60], [0.53, 0.51, 0.56, 0.59, 0.66]
+    for seed in range(5):
+        made(tmp_path, "Magnitude", seed, first[seed])
+        made(tmp_path, "Random", seed + 1, second[seed])  # seeds 1 to 5: four in common
+    differences = np.array(second[:4]) - np.array(first[1:])
+    expected = permutation_test(
+        (differences,), lambda x, axis: x.mean(axis=axis), permutation_type="samples", n_resamples=np.inf
+    ).pvalue
+    write_report([str(tmp_path)], tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    assert f"{differences.mean():+.4g}, more in {(differences > 0).sum()} of 4, p = {expected:.3f}" in html.unescape(
+        text
+    )
+
+
+@pytest.mark.parametrize("count", [4, 9])
+def test_sign_flip_is_the_exact_permutation_test(count: int) -> None:
+    differences = np.random.default_rng(count).normal(0.3, 1.0, count)
+    exact = permutation_test((differences,), lambda x, axis: x.sum(axis=axis), permutation_type="samples")
+    assert sign_flip(list(differences)) == pytest.approx(exact.pvalue)
+    assert sign_flip([0.3]) == 1.0
+    assert sign_flip([1.0] * 20) == pytest.approx(2**-16, abs=2**-15)
+
+
+def test_methods_that_share_a_name_tell_what_they_differ_in(tmp_path: Path) -> None:
+    for seed, rate in ((0, 0.1), (1, 0.2)):
+        made(tmp_path, "Magnitude", seed, 0.5)
+        path = tmp_path / f"Magnitude_{seed}" / "config.yaml"
+        config = yaml.safe_load(path.read_text())
+        config["model"]["init_args"]["learning_rate"] = rate
+        write_whole(path, yaml.safe_dump(config))
+    text = html.unescape(render(find_runs([str(tmp_path)])))
+    assert "[learning_rate 0.1]" in text
+    assert "[learning_rate 0.2]" in text
+
+
+# ----------------------------------------------------------------------------------------------------- bad input
+
+
+def test_what_files_say_is_text_and_never_markup(tmp_path: Path) -> None:
+    made(tmp_path, "Magnitude", 0, 0.5)
+    evil = "<script>alert(1)</script>"
+    write_whole(tmp_path / "Magnitude_0" / "metrics.csv", f"step,epoch,true/{evil}\n5,0,0.5\n")
+    with (tmp_path / "Magnitude_0" / "config.yaml").open("a") as file:
+        file.write(f"note: '{evil}'\n")
+    assert "<script" not in render(find_runs([str(tmp_path)]))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.yaml", b"\xff\xfe", "is no configuration"),
+        ("metrics.csv", b"step,epoch,val/loss\n1,zero,0.5\n", "is not as dartslight writes it"),
+        ("alphas.csv", b"epoch,cell\n0,cell\n", "is not as dartslight writes it"),
+        ("times.csv", b"epoch,phase,seconds,memory_mib\n0,search,nan,1\n", "is not as dartslight writes it"),
+        ("decisions.csv", b"decision\n0\n", "cannot be read"),
+        ("genotype.json", b"{", "genotype.json"),
+    ],
+)
+def test_damaged_files_are_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes, said: str
+) -> None:
+    made(tmp_path, "Magnitude", 0, 0.5)
+    (tmp_path / "Magnitude_0" / name).write_bytes(content)
+    assert main(["report", str(tmp_path / "Magnitude_0"), "-o", str(tmp_path / "r.html")]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_folders_without_runs_and_other_formats_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="There is no run"):
+        find_runs([str(tmp_path)])
+    assert main(["report", str(tmp_path), "-o", str(tmp_path / "r.pdf")]) == 2
+    assert "ends in .html" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------------------------------------- what one sees
+
+
+def test_a_chart_of_equal_values_and_one_of_negative_bars_stay_within_their_frame() -> None:
+    drawings = [
+        line_chart("x", {"a": [(1, 0.0)], "b" * 90: [(2, 0.0)]}),
+        bar_chart("y", [Bar("a", -1.0), Bar("b", None)]),
+    ]
+    for drawing in drawings:
+        assert "nan" not in drawing
+        width = float(re.findall(r'viewBox="0 0 (\d+)', drawing)[0])
+        assert all(-1 <= float(x) <= width for x in re.findall(r' x1?="(-?[\d.]+)"', drawing))
+
+
+_LOOK = """<script>
+addEventListener("load", () => {
+  document.querySelectorAll("details").forEach(d => d.open = true);
+  const found = {errors: window.errors, figures: 0, flat: [], cut: [], outside: []};
+  for (const figure of document.querySelectorAll("svg, img")) {
+    const box = figure.getBoundingClientRect();
+    found.figures += 1;
+    if (!(box.width > 100 && box.height > 30)) found.flat.push(figure.outerHTML.slice(0, 80));
+  }
+  for (const text of document.querySelectorAll("svg text")) {
+    const inner = text.getBBox(), box = text.ownerSVGElement.viewBox.baseVal;
+    if (inner.x < 0 || inner.y < 0 || inner.x + inner.width > box.width || inner.y + inner.height > box.height)
+      found.outside.push(text.textContent);
+  }
+  for (const block of document.querySelectorAll("body, section, h1, h2, h3, p, summary, div:not(.wide)"))
+    if (block.scrollWidth > block.clientWidth + 1) found.cut.push(block.tagName + " " + block.className);
+  const result = document.createElement("pre");
+  result.id = "result";
+  result.textContent = JSON.stringify(found);
+  document.body.append(result);
+});
+</script>"""
+_LISTEN = """<script>window.errors = [];
+addEventListener("error", e => window.errors.push(String(e.message)), true);
+console.error = (...words) => window.errors.push(words.join(" "));</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no browser")
+@pytest.mark.parametrize("width", [500, 1280])
+def test_a_browser_shows_all_of_it(page: str, tmp_path: Path, width: int) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(page.replace("<head>", f"<head>{_LISTEN}").replace("</body>", f"{_LOOK}</body>"))
+    assert BROWSER is not None
+    words = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    words += [f"--window-size={width},900", "--virtual-time-budget=5000", "--dump-dom", path.as_uri()]
+    shown = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True).stdout
+    found: dict[str, Any] = json.loads(html.unescape(re.findall(r'<pre id="result">(.*?)</pre>', shown, re.DOTALL)[0]))
+    # For each of four runs the cells, curves and decisions.
+    assert found.pop("figures") > 4 * 8
+    assert found == {"errors": [], "flat": [], "cut": [], "outside": []}
