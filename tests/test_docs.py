@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from test_accidents import RETRAIN
+from test_readme import COMMANDS, commands, values_of
 from test_strategies_in_training import fit, newest
 
 from dartslight.cli import main
@@ -62,17 +63,24 @@ def test_an_operation_a_space_a_strategy_and_a_rule_of_ones_own(
 
 
 def test_the_reference_of_the_commands_is_current() -> None:
-    import commands
-
-    assert (DOCS / "commands.md").read_text() == commands.reference() + "\n", (
-        "run: python docs/commands.py > docs/commands.md"
-    )
+    reference = importlib.import_module("commands").reference()
+    said = "run: python docs/commands.py > docs/commands.md"
+    assert (DOCS / "commands.md").read_text(encoding="utf-8") == reference + "\n", said
 
 
 def test_every_argument_in_the_reference_is_described() -> None:
     for line in (DOCS / "commands.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("| `"):
             assert not line.endswith("|  |"), line
+
+
+def test_commands_that_documents_show_exist_and_so_do_their_configurations() -> None:
+    shown = [words for page in DOCS.glob("*.md") for words in commands(page.read_text(encoding="utf-8"))]
+    assert {"fit", "select", "test", "export", "predict", "draw", "cost", "lookup"} <= {words[0] for words in shown}
+    for words in shown:
+        assert words[0] in COMMANDS, words
+        for config in values_of("--config", words):
+            assert (ROOT / config).is_file(), config
 
 
 def test_links_out_of_the_site_become_paths() -> None:
