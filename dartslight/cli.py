@@ -1,5 +1,6 @@
 """The command line: Lightning's commands and ``select`` for what trains, small commands for what does not."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ Search a neural architecture for your images, decide it, train it.
   test      measure a retrained network on the test pictures
   validate  measure a network on the validation pictures
   lookup    tell what a table of known architectures says of a genotype
-  draw      draw the cells of a genotype
+  draw      draw the cells of genotypes, or how a search went on
   report    write one page about one run or many
   cost      count a genotype's parameters and multiply-adds, and time its network
   predict   tell the classes of pictures by a retrained or exported network
@@ -35,18 +36,50 @@ _SHIPPING = ("cost", "predict", "export")
 
 
 def draw(words: Sequence[str]) -> None:
-    """Draws the cells of a genotype."""
+    """Draws the cells of genotypes, or how a search went on."""
     from dartslight.genotype import Genotype
     from dartslight.report import save_drawing
 
-    parser = command_parser("draw", "Draw the cells of a genotype.")
-    parser.add_argument("genotype", type=str, help="Path of a genotype.json.")
+    parser = command_parser("draw", "Draw the cells of genotypes side by side, or how a search went on.")
+    parser.add_argument("genotypes", type=str, nargs="+", help="Paths of a genotype.json, or folders of runs.")
     parser.add_argument(
-        "-o", "--output", type=str, default="cell.svg", help="Path of the drawing, which ends in .svg, .png or .pdf."
+        "-o",
+        "--output",
+        type=str,
+        default="cell.svg",
+        help="Path of the drawing, which ends in .svg, .png or .pdf; or in .gif for the leading cells of each epoch of "
+        "one run.",
     )
+    parser.add_argument("--alphas", action="store_true", help="Draw the mixing weights of one run as heat maps.")
     given = parse(parser, words)
-    save_drawing(Genotype.load(given.genotype), Path(given.output))
+    paths, output = [Path(path) for path in given.genotypes], Path(given.output)
+    if given.alphas or output.suffix.lower() == ".gif":
+        _draw_search(paths, output, given.alphas)
+    else:
+        files = [path / "genotype.json" if path.is_dir() else path for path in paths]
+        names = [str(path) for path in paths] if len(paths) > 1 else []
+        save_drawing(output, *[Genotype.load(str(file)) for file in files], names=names)
     print(given.output)
+
+
+def _draw_search(paths: Sequence[Path], output: Path, alphas: bool) -> None:
+    from dartslight.report.draw import FORMATS
+    from dartslight.report.history import animation, heat_maps
+    from dartslight.report.runs import read_run
+    from dartslight.run_folder import write_output
+
+    if len(paths) > 1 or not paths[0].is_dir():
+        raise InputError("A search is drawn from the folder of one run; give one, such as runs/version_0.")
+    run = read_run(paths[0])
+    if not alphas:
+        write_output(output, animation(run))
+        return
+    kind = output.suffix.lower().removeprefix(".")
+    if kind not in FORMATS:
+        raise InputError(f"Heat maps are .svg, .png or .pdf, but the drawing is {str(output)!r}; give such a path.")
+    contents = io.BytesIO()
+    heat_maps(run).savefig(contents, format=kind, dpi=150)
+    write_output(output, contents.getvalue())
 
 
 def lookup(words: Sequence[str]) -> None:

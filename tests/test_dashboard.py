@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from test_strategies_in_training import CONFIGS, fit, newest, same, saved_alphas
 
-from dartslight.callbacks.dashboard import DASHBOARDS, go_on_under, heat_map, known_names
+from dartslight.callbacks.dashboard import DASHBOARDS, go_on_under, known_names
 from dartslight.cli import main
+from dartslight.report.history import heat_map
 from dartslight.spaces import NASBENCH201, S1, Choices
 
 # Two epochs of two batches, then six decisions on one batch each.

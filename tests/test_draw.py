@@ -125,13 +125,13 @@ def test_figure_leaves_global_state_alone() -> None:
 @pytest.mark.parametrize(("suffix", "start"), [(".svg", b"<?xml"), (".PNG", b"\x89PNG"), (".pdf", b"%PDF")])
 def test_same_genotype_gives_same_bytes(tmp_path: Path, suffix: str, start: bytes) -> None:
     here, there = tmp_path / f"here{suffix}", tmp_path / "new folder" / f"there{suffix}"
-    save_drawing(DARTS, here)
+    save_drawing(here, DARTS)
     (tmp_path / "genotype.json").write_text(DARTS.to_json(), encoding="utf-8")
     program = (
         "import sys; from pathlib import Path; import matplotlib\n"
         "from dartslight.genotype import Genotype; from dartslight.report import save_drawing\n"
         "matplotlib.rcParams.update({'font.size': 30, 'lines.linewidth': 9, 'svg.hashsalt': 'other'})\n"
-        "save_drawing(Genotype.load(sys.argv[1]), Path(sys.argv[2]))"
+        "save_drawing(Path(sys.argv[2]), Genotype.load(sys.argv[1]))"
     )
     environment = os.environ | {"PYTHONHASHSEED": "7", "SOURCE_DATE_EPOCH": "86400"}
     command = [sys.executable, "-c", program, str(tmp_path / "genotype.json"), str(there)]
@@ -144,7 +144,7 @@ def test_same_genotype_gives_same_bytes(tmp_path: Path, suffix: str, start: byte
 @pytest.mark.parametrize("name", ["cell.jpg", "cell", ".svg"])
 def test_other_formats_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"drawings are \.svg, \.png or \.pdf"):
-        save_drawing(DARTS, tmp_path / name)
+        save_drawing(tmp_path / name, DARTS)
     assert not list(tmp_path.iterdir())
 
 
@@ -153,5 +153,5 @@ def test_paths_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.svg").mkdir()
     for path in (tmp_path / "file" / "cell.svg", tmp_path / "folder.svg", tmp_path / f"{'a' * 300}.svg"):
         with pytest.raises(InputError, match="cannot be written"):
-            save_drawing(DARTS, path)
+            save_drawing(path, DARTS)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.svg"]

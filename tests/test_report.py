@@ -12,16 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from scipy.stats import permutation_test
 from test_command_line import QUICK, newest
 
 from dartslight.cli import main
 from dartslight.errors import InputError
+from dartslight.genotype import Genotype
 from dartslight.report.charts import Bar, bar_chart, line_chart
+from dartslight.report.history import epochs_of
 from dartslight.report.page import render, write_report
 from dartslight.report.runs import find_runs, read_run
 from dartslight.run_folder import write_whole
 from dartslight.selection.statistics import sign_flip
+from dartslight.selection.strongest import keep_strongest
 
 BROWSER = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
 
@@ -145,6 +149,53 @@ def test_a_retraining_and_an_average_have_their_pages(runs: Path, tmp_path: Path
     run = read_run(retraining)
     assert (run.method, run.seed, run.last("test/accuracy")) == ("retraining", 3, 0.75)
     assert "train/loss" in render([run, found])
+
+
+# ------------------------------------------------------------------------------------------- drawings of a search
+
+
+def test_the_animation_ends_with_the_architecture_that_was_decided(runs: Path, tmp_path: Path) -> None:
+    run = runs / "seed_0" / "version_0"
+    assert main(["draw", str(run), "-o", str(tmp_path / "search.gif")]) == 0
+    with Image.open(tmp_path / "search.gif") as film:
+        # Frames that are equal become one, which is shown longer.
+        lengths = []
+        for frame in range(film.n_frames):
+            film.seek(frame)
+            lengths.append(film.info["duration"])
+        assert sum(lengths) == 6 * 400 + 3000
+    space, epochs = epochs_of(read_run(run))
+    decided = json.loads((run / "genotype.json").read_text())
+    left = [epoch.choices.undecided("cell") for epoch in epochs]
+    assert [len(edges) for edges in left] == [6, 6, 5, 4, 3, 2, 1]
+    # The last epoch has one edge open, which the last decision closed.
+    last = Genotype.from_choices(space, keep_strongest(space, epochs[-1].choices, epochs[-1].weights, "weight").choices)
+    edges = [edge for e, edge in enumerate(last.cells[0].edges) if e not in left[-1]]
+    assert all([edge.source, edge.node, edge.ops[0]] in decided_edges(decided) for edge in edges)
+
+
+def decided_edges(genotype: dict[str, Any]) -> list[list[Any]]:
+    found = Genotype.from_json(json.dumps(genotype))
+    return [[edge.source, edge.node, edge.ops[0]] for cell in found.cells for edge in cell.edges]
+
+
+def test_heat_maps_and_several_genotypes_are_drawn(runs: Path, tmp_path: Path) -> None:
+    run = runs / "seed_0" / "version_0"
+    assert main(["draw", str(run), "--alphas", "-o", str(tmp_path / "alphas.png")]) == 0
+    with Image.open(tmp_path / "alphas.png") as image:
+        assert min(image.size) > 200
+    both = [str(run), str(runs / "seed_1" / "version_0" / "genotype.json")]
+    assert main(["draw", *both, "-o", str(tmp_path / "both.png")]) == 0
+    assert main(["draw", both[0], "-o", str(tmp_path / "one.png")]) == 0
+    with Image.open(tmp_path / "both.png") as two, Image.open(tmp_path / "one.png") as one:
+        assert two.width > 1.9 * one.width
+
+
+@pytest.mark.parametrize("words", [["{run}/genotype.json", "-o", "a.gif"], ["{run}", "{run}", "-o", "a.gif"]])
+def test_only_one_run_is_a_search(runs: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    run = str(runs / "seed_0" / "version_0")
+    assert main(["draw", *[word.format(run=run) for word in words]]) == 2
+    assert "the folder of one run" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------ several methods

@@ -263,7 +263,7 @@ def test_a_threshold_drops_what_does_not_exceed_it(tmp_path: Path) -> None:
     path = tmp_path / "genotype.json"
     path.write_text(genotype.to_json())
     assert Genotype.load(path) == genotype
-    save_drawing(genotype, tmp_path / "cell.svg")
+    save_drawing(tmp_path / "cell.svg", genotype)
     without = run(Magnitude(), sigmoids(SPACES["darts"], FAIR))[0]
     assert [len(cell.edges) for cell in without.cells] == [8, 8]
 

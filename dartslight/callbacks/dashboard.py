@@ -20,10 +20,10 @@ from dartslight.callbacks.true_accuracy import leading
 from dartslight.genotype import Genotype
 from dartslight.modules import RetrainModule, SearchModule
 from dartslight.report import draw_cells
+from dartslight.report.history import heat_map
 from dartslight.run_folder import GENOTYPE, LAST, SEARCHED, by_first_device, folder_of, write_whole
 from dartslight.selection.record import decision_rows
 from dartslight.selection.strongest import mixing_weights
-from dartslight.spaces import Cell, Choices
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,33 +85,6 @@ class Dashboard(Callback):
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     _hand_over(logger, folder.path)
-
-
-def heat_map(cell: Cell, choices: Choices, weights: Mapping[str, npt.NDArray[np.floating[Any]]]) -> "Figure":
-    """Draws the mixing weights of a cell type: a row for each edge, a column for each operation.
-
-    Operations that are no longer open, or that an edge never had, are left white.
-
-    Args:
-        cell: The cell type.
-        choices: What is open.
-        weights: The mixing weights by cell type, (edges, operations of the edge with the most).
-    """
-    from matplotlib.figure import Figure
-
-    names = list(dict.fromkeys(op for edge in cell.edges for op in edge.ops))
-    shown = np.full((len(cell.edges), len(names)), np.nan)
-    for e, edge in enumerate(cell.edges):
-        for o in choices.of(cell.name)[e]:
-            shown[e, names.index(edge.ops[o])] = weights[cell.name][e][o]
-    figure = Figure(figsize=(1.5 + 0.8 * len(names), 1.6 + 0.3 * len(cell.edges)), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(np.ma.masked_invalid(shown), aspect="auto", vmin=0.0, cmap="viridis")
-    axes.set_xticks(range(len(names)), names, rotation=35, ha="right")
-    axes.set_yticks(range(len(cell.edges)), [str(edge) for edge in cell.edges])
-    axes.set_title(f"mixing weights: {cell.name}")
-    figure.colorbar(image, ax=axes)
-    return figure
 
 
 def known_names(run: Path) -> dict[str, str]:

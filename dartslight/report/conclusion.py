@@ -21,4 +21,4 @@ def write_conclusion(folder: Path, genotype: Genotype, decisions: Sequence[Mappi
     write_whole(folder / DECISIONS, decisions_csv(decisions))
     write_whole(folder / GENOTYPE, genotype.to_json())
     for suffix in ("png", "svg"):
-        save_drawing(genotype, folder / f"cell.{suffix}")
+        save_drawing(folder / f"cell.{suffix}", genotype)

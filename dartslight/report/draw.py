@@ -56,6 +56,7 @@ _SPACE_TITLES = {"nasbench201": "NAS-Bench-201", "darts": "DARTS", "darts8": "DA
 _FONT, _LETTER = 9.0, 0.602  # size of the operations' type, and the width of a monospaced letter in that size
 _RADIUS, _BEND, _LANE = 15.0, 54.0, 32.0
 _MARGIN, _CAPTION, _TITLE, _BUS = 30.0, 44.0, 46.0, 40.0
+_HEADING = 130.0  # width of the title of a panel
 _BOX = (42.0, 28.0)  # an input or output of a DARTS cell
 
 
@@ -293,11 +294,12 @@ def _tint(colour: str) -> str:
     return "#" + "".join(f"{(part + 6 * 255) // 7:02x}" for part in parts)
 
 
-def draw_cells(genotype: Genotype) -> "Figure":
-    """Draws the cells of a genotype, one panel for each cell type.
+def draw_cells(*genotypes: Genotype, names: Sequence[str] = ()) -> "Figure":
+    """Draws the cells of genotypes: one panel for each cell type, and several genotypes side by side.
 
     Args:
-        genotype: The architecture.
+        genotypes: The architectures, at least one.
+        names: What each is called; the search space where nothing is given.
 
     Returns:
         A figure of its own, which no window and no global state knows of.
@@ -306,44 +308,56 @@ def draw_cells(genotype: Genotype) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = [_Panel(cell) for cell in genotype.cells]
-    width, height = max(panel.width for panel in panels), sum(panel.height for panel in panels)
+    columns = [[_Panel(cell) for cell in genotype.cells] for genotype in genotypes]
+    widths = [max(panel.width for panel in panels) for panels in columns]
+    width, height = sum(widths), max(sum(panel.height for panel in panels) for panels in columns)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width / 72, height / 72), dpi=72, facecolor="white")
         FigureCanvasAgg(figure)
-        space = _SPACE_TITLES.get(genotype.space, genotype.space)
-        top = height
-        for panel in panels:
-            top -= panel.height
-            axes = figure.add_axes((0, top / height, panel.width / width, panel.height / height))
-            title = panel.cell.name if panel.cell.name == "cell" else f"{panel.cell.name} cell"
-            panel.draw(axes, title.capitalize(), space)
+        left = 0.0
+        for i, (genotype, panels) in enumerate(zip(genotypes, columns, strict=True)):
+            name = names[i] if names else _SPACE_TITLES.get(genotype.space, genotype.space)
+            top = height
+            for panel in panels:
+                top -= panel.height
+                axes = figure.add_axes((left / width, top / height, panel.width / width, panel.height / height))
+                title = panel.cell.name if panel.cell.name == "cell" else f"{panel.cell.name} cell"
+                panel.draw(axes, title.capitalize(), _fitting(name, panel.width))
+            left += widths[i]
     return figure
 
 
-def drawing(genotype: Genotype, kind: str) -> bytes:
-    """Returns the contents of a file with a drawing of the cells.
+def _fitting(name: str, width: float) -> str:
+    """Returns the end of a name that has room beside the title of a panel."""
+    letters = int((width - 2 * _MARGIN - _HEADING) / (_LETTER * 11))
+    return name if len(name) <= letters else "…" + name[1 - letters :]
+
+
+def drawing(kind: str, *genotypes: Genotype, names: Sequence[str] = ()) -> bytes:
+    """Returns the contents of a file with a drawing of the cells; the same genotypes give the same bytes.
 
     Args:
-        genotype: The architecture.
         kind: svg, png or pdf.
+        genotypes: The architectures, at least one.
+        names: What each is called, see `draw_cells`.
     """
     import matplotlib
 
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     whole = io.BytesIO()
-    figure = draw_cells(genotype)
+    figure = draw_cells(*genotypes, names=names)
     with matplotlib.rc_context(_STYLE):
         figure.savefig(whole, format=kind, dpi=200, metadata=dates[kind])
     return whole.getvalue()
 
 
-def save_drawing(genotype: Genotype, path: Path) -> None:
-    """Writes a drawing of the cells; the same genotype gives the same bytes.
+def save_drawing(path: Path, *genotypes: Genotype, names: Sequence[str] = ()) -> None:
+    """Writes a drawing of the cells; the same genotypes give the same bytes.
 
     Args:
-        genotype: The architecture.
         path: The file, whose suffix tells the format: .svg, .png or .pdf. It is written whole or not at all.
+        genotypes: The architectures, at least one.
+        names: What each is called, see `draw_cells`.
 
     Raises:
         InputError: If the suffix is another one or the file cannot be written.
@@ -354,7 +368,7 @@ def save_drawing(genotype: Genotype, path: Path) -> None:
             f"The drawing {str(path)!r} has the suffix {path.suffix!r}, but drawings are .svg, .png or .pdf; "
             "give a path with one of these."
         )
-    contents = drawing(genotype, kind)
+    contents = drawing(kind, *genotypes, names=names)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

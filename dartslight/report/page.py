@@ -179,7 +179,7 @@ def _run(run: Run, method: str, table: Table | None) -> dict[str, Any]:
 
 
 def _picture(genotype: Genotype) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(drawing(genotype, "svg")).decode()
+    return "data:image/svg+xml;base64," + base64.b64encode(drawing("svg", genotype)).decode()
 
 
 def _truth(run: Run, table: Table | None) -> str | None:
