@@ -21,6 +21,7 @@ from dartslight.nets.network import Stem
 from dartslight.shipping.devices import describe, find_device
 
 _PUBLISHED = {"darts": (20, 36), "nasbench201": (15, 16)}  # cells and channels of the networks for CIFAR-10
+_MOBILE_CHANNELS = 8
 _SECONDS, _LEAST_RUNS, _WARM_UP_RUNS = 2.0, 10, 3
 
 
@@ -140,7 +141,7 @@ def measure(
     """
     check_least(1, size=size, batch_size=batch_size, threads=threads)
     place = find_device(device)
-    cells, channels = _PUBLISHED[genotype.macro]
+    cells, channels = _PUBLISHED.get(genotype.macro, (len(genotype.cells), _MOBILE_CHANNELS))
     cells = cells if num_cells is None else num_cells
     channels = channels if init_channels is None else init_channels
     network = DiscreteNetwork(genotype, cells, channels, num_classes, stem=stem)
