@@ -12,11 +12,17 @@ from typing import Any
 
 from dartslight.errors import InputError
 from dartslight.notations import read_notation
-from dartslight.spaces import SPACES, Cell, Choices, Edge, SearchSpace
+from dartslight.spaces import SPACES, Cell, Choices, Edge, SearchSpace, mobile_cell
 
 FORMAT = "dartslight.genotype/1"
-_MACROS = ("darts", "nasbench201")
-_CELL_NAMES = {"darts": ("normal", "reduction"), "nasbench201": ("cell",)}
+_MACROS = ("darts", "nasbench201", "mobile")
+
+
+def _cell_names(macro: str, count: int) -> tuple[str, ...]:
+    """The names of the cell types of a network, of which a mobile one has as many as layers."""
+    if macro == "mobile":
+        return tuple(mobile_cell(layer + 1) for layer in range(count))
+    return {"darts": ("normal", "reduction"), "nasbench201": ("cell",)}[macro]
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +235,9 @@ def _check(genotype: Genotype, name: str) -> None:
     if genotype.macro not in _MACROS:
         raise InputError(f"{name} is for the network {genotype.macro!r}, but the known ones are {', '.join(_MACROS)}.")
     names = tuple(cell.name for cell in genotype.cells)
-    if names != _CELL_NAMES[genotype.macro]:
-        raise InputError(f"{name} has the cells {list(names)}, but needs {list(_CELL_NAMES[genotype.macro])}.")
+    needed = _cell_names(genotype.macro, len(names))
+    if names != needed:
+        raise InputError(f"{name} has the cells {list(names)}, but needs {list(needed)}.")
     for cell in genotype.cells:
         pairs = [(edge.source, edge.node) for edge in cell.edges]
         for edge in cell.edges:
@@ -258,6 +265,11 @@ def _check(genotype: Genotype, name: str) -> None:
 def _check_space(genotype: Genotype, space: SearchSpace, name: str) -> None:
     if genotype.macro != space.macro:
         raise InputError(f"{name} is of the space {space.name!r} but for another network than that of this space.")
+    if len(genotype.cells) != len(space.cells):
+        raise InputError(
+            f"{name} has {len(genotype.cells)} layers, but the space {space.name!r} has {len(space.cells)}; give the "
+            "whole network."
+        )
     for cell, whole in zip(genotype.cells, space.cells, strict=True):
         if (cell.num_inputs, cell.num_nodes, cell.output) != (whole.num_inputs, whole.num_nodes, whole.output):
             raise InputError(f"{name} has a {cell.name} cell of another shape than those of the space {space.name!r}.")

@@ -85,13 +85,14 @@ SELECTIONS: dict[str, Callable[[], Rule]] = {
 
 
 def search(strategy: str, space: str) -> SearchModule:
-    """Returns a search of three cells and four channels.
+    """Returns a search of three cells, or of all layers, and four channels.
 
     Args:
         strategy: The name of a strategy.
         space: The name of a search space.
     """
-    return SearchModule(**{"space": space, "num_cells": 3, "init_channels": 4, **STRATEGIES[strategy]()})
+    num_cells = len(SPACES[space].cells) if SPACES[space].macro == "mobile" else 3
+    return SearchModule(**{"space": space, "num_cells": num_cells, "init_channels": 4, **STRATEGIES[strategy]()})
 
 
 def plan_of(module: SearchModule) -> SearchPlan:
@@ -121,19 +122,21 @@ def table() -> str:
             if sentence is not None and sentence not in sentences:
                 sentences.append(sentence)
         marks = {space: "✓" if s is None else f"[{1 + sentences.index(s)}]" for space, s in found.items()}
-        if len(set(marks.values())) == 1:
-            return marks.popitem()[1]
-        return "; ".join(f"{space} {mark}" for space, mark in marks.items())
+        groups: dict[str, list[str]] = {}
+        for space, mark in marks.items():
+            groups.setdefault(mark, []).append(space)
+        usual = max(groups, key=lambda mark: len(groups[mark]))
+        others = [f"{', '.join(spaces)} {mark}" for mark, spaces in groups.items() if mark != usual]
+        return "; ".join([usual, *others])
 
     rows = [f"| {s} | " + " | ".join(entry(s, rule) for rule in SELECTIONS) + " |" for s in STRATEGIES]
     return "\n".join(
         [
             "# Methods",
             "",
-            "Every strategy with every selection, on "
-            + ", ".join(SPACES)
-            + ". A tick works on all of these spaces and",
-            "is walked by a test; a number is the sentence, below, with which the program refuses it. Made by",
+            "Every strategy with every selection, on " + ", ".join(SPACES) + ".",
+            "A tick works on these spaces, but for those named behind it, and is walked by a test (for mobile by",
+            "mobile_small); a number is the sentence, below, with which the program refuses it. Made by",
             "`python docs/methods.py`; the configuration of each published combination is in `configs/cifar10/`.",
             "",
             "| strategy | " + " | ".join(SELECTIONS) + " |",

@@ -77,7 +77,7 @@ def test_genotypes_of_choices_round_trip(space: Any, tmp_path: Path) -> None:
     assert Genotype.load(path) == Genotype.load(str(path)) == genotype
     assert genotype.space == space.name
     for cell, whole in zip(genotype.cells, space.cells, strict=True):
-        assert len(cell.edges) == (2 * 4 if space.inputs_per_node else 6)
+        assert len(cell.edges) == (2 * 4 if space.inputs_per_node else len(whole.edges))
         allowed = {(e.source, e.node): e.ops for e in whole.edges}
         assert all(e.ops[0] in allowed[e.source, e.node] for e in cell.edges)
 
@@ -387,7 +387,7 @@ def test_operations_of_the_spaces() -> None:
         "s3": ["none", "skip_connect", "sep_conv_3x3"],
         "s4": ["noise", "sep_conv_3x3"],
     }
-    assert {*same, "s1"} == set(SPACES)
+    assert {*same, "s1", "mobile", "mobile_small"} == set(SPACES)
     for name, ops in same.items():
         assert {edge.ops for cell in SPACES[name].cells for edge in cell.edges} == {tuple(ops)}
 
@@ -492,7 +492,7 @@ def test_closing_operations_leaves_the_others() -> None:
     assert choices.close(("cell", 2), 3) == choices.drop([("cell", 2)])
 
 
-@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+@pytest.mark.parametrize("space", [NASBENCH201, DARTS, DARTS8, S1, S2, S3, S4], ids=lambda space: space.name)
 def test_the_state_of_choices_round_trips_through_plain_values(space: Any) -> None:
     name = space.cells[-1].name
     choices = Choices.everything(space).decide((name, 1), 1).drop([(name, 0)]).close((name, 3), 0)

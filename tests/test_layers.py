@@ -50,7 +50,7 @@ def assert_same_to_the_second_derivative(ours: Tensor, theirs: Tensor, inputs: l
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (5, 6)])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("dilation", [1, 2])
-@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("kernel", [3, 5, 7])
 def test_depthwise_convolution(kernel: int, dilation: int, stride: int, size: tuple[int, int]) -> None:
     x = pictures(2, 3, *size)
     conv = DepthwiseConv(3, kernel, stride, dilation)

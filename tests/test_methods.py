@@ -90,7 +90,7 @@ class Walk(Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("space", [name for name in SPACES if name != "mobile"])  # whose layers mobile_small has too
 @pytest.mark.parametrize("strategy", methods.STRATEGIES)
 def test_every_tick_takes_two_batches_and_two_decisions(strategy: str, space: str, tmp_path: Path) -> None:
     seed_everything(0)

@@ -113,7 +113,7 @@ def test_parameters_of_discrete_nasbench201_network(cells, expected):
     assert count(Discrete, "nasbench201", cells, 16, 15, 10) == expected
 
 
-@pytest.mark.parametrize("space_name", SPACES)
+@pytest.mark.parametrize("space_name", ["nasbench201", "darts", "darts8", "s1", "s2", "s3", "s4"])
 def test_supernet_gives_logits(space_name):
     net = Supernet(space_name, 4, 3, 7)
     assert net(torch.randn(2, 3, 16, 16), uniform(space_name)).shape == (2, 7)
@@ -153,7 +153,8 @@ def test_discrete_nasbench201_may_hold_none():
 
 
 @pytest.mark.parametrize(
-    "name", sorted({op for s in SPACES.values() for c in s.cells for e in c.edges for op in e.ops})
+    "name",
+    sorted({op for s in SPACES.values() if s.macro != "mobile" for c in s.cells for e in c.edges for op in e.ops}),
 )
 @pytest.mark.parametrize("stride", [1, 2])
 def test_operation_halves_by_its_stride(name, stride):

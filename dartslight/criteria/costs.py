@@ -55,8 +55,8 @@ class Cost(Criterion):
         if space.inputs_per_node is not None:
             raise InputError(
                 f"{type(self).__name__} measures whole architectures, but those of the space {space.name!r} keep only "
-                f"{space.inputs_per_node} inputs of each node, which no draw of operations chooses; use the space "
-                "nasbench201, or criteria of the network alone."
+                f"{space.inputs_per_node} inputs of each node, which no draw of operations chooses; use "
+                "nasbench201 or a mobile space, or criteria of the network alone."
             )
 
     @abstractmethod

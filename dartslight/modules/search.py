@@ -47,6 +47,7 @@ from dartslight.strategies import (
     Smoothing,
     Softmax,
     check_combination,
+    check_space,
 )
 
 _SENSITIVITIES = "sensitivities"  # what a checkpoint calls them
@@ -62,8 +63,10 @@ class SearchModule(LightningModule):
     """Trains a supernet and its architecture parameters; a selection rule decides it afterwards.
 
     Args:
-        space: Name of the search space (nasbench201, darts, darts8, s1, s2, s3, s4), or the import path of your own.
-        num_cells: Number of searched cells in the supernet; for NAS-Bench-201 in all three stages together.
+        space: Name of the search space (nasbench201, darts, darts8, s1, s2, s3, s4, mobile, mobile_small), or the
+            import path of your own.
+        num_cells: Number of searched cells in the supernet; for NAS-Bench-201 in all three stages together, for mobile
+            21 layers, for mobile_small 9.
         init_channels: Channels of the first cell's operations.
         relaxation: How architecture parameters become mixing weights; null is a softmax.
         gradient: How the validation loss moves the architecture parameters; null is first order.
@@ -183,6 +186,13 @@ class SearchModule(LightningModule):
         drops = max(drop_path, *(stage.skip_dropout for stage in self.stages))
         check_combination(
             self.relaxation, self.gradient, smoothing, drops, checkpoint_cells, compile, edge_normalisation
+        )
+        check_space(
+            self.space,
+            [stage.num_cells for stage in self.stages],
+            any(stage.partial_channels > 1 for stage in self.stages),
+            auxiliary_skip is not None,
+            drop_path,
         )
         self.gradient.prepare(self.space)
         uses_sgd = [

@@ -17,7 +17,7 @@ class DepthwiseConv(nn.Conv2d):
 
     Args:
         channels: Channels of input and output.
-        kernel: Side of the kernel in pixels, 3 or 5.
+        kernel: Side of the kernel in pixels, 3, 5 or 7.
         stride: 1 or 2.
         dilation: 1 or 2.
     """
@@ -81,18 +81,17 @@ def _by_weight(gradient: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Te
     kernel = weight.shape[-1]
     if kernel == 3:
         return _by_small_weight(gradient, x, weight, padding=1)
-    # Four kernels of 3x3, which overlap in the middle row and column, make one of 5x5.
-    height, width = x.shape[-2] + 2, x.shape[-1] + 2
-    wide = F.pad(x, (2, 2, 2, 2))
-    corner = [
-        [
+    # Four kernels of 3x3, which overlap in the middle row and column, make one of 5x5, and nine make one of 7x7.
+    height, width, places = x.shape[-2] + 2, x.shape[-1] + 2, range(0, kernel - 2, 2)
+    wide = F.pad(x, [kernel // 2] * 4)
+    rows = []
+    for i in places:
+        parts = [
             _by_small_weight(gradient, wide[:, :, i : i + height, j : j + width], weight[:, :, :3, :3], padding=0)
-            for j in (0, 2)
+            for j in places
         ]
-        for i in (0, 2)
-    ]
-    rows = [torch.cat([left, right[..., 1:]], dim=3) for left, right in corner]
-    return torch.cat([rows[0], rows[1][:, :, 1:]], dim=2)
+        rows.append(torch.cat([parts[0], *(part[..., 1:] for part in parts[1:])], dim=3))
+    return torch.cat([rows[0], *(row[:, :, 1:] for row in rows[1:])], dim=2)
 
 
 def _quarters(x: Tensor) -> Tensor:

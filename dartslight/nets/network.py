@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from dartslight.errors import InputError
 from dartslight.nets.allocation import keep_freed_memory
 from dartslight.nets.cell import CellNetwork, EdgeTerm
-from dartslight.nets.operations import Conv, FactorizedReduce, Noise, Operation, Setting, Source
+from dartslight.nets.depthwise import DepthwiseConv
+from dartslight.nets.operations import Conv, FactorizedReduce, Noise, Operation, Setting, Source, mobile_norm
 from dartslight.nets.weighted_sum import BatchNorm, value
-from dartslight.spaces import Block, Cell, layout
+from dartslight.spaces import MOBILE_START, Block, Cell, layout
 
 Stem = Literal["cifar", "imagenet"]
 
@@ -46,6 +47,29 @@ def _norm(channels: int, track: bool) -> BatchNorm:
 
 def _small_stem(channels: int, track: bool) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), _norm(channels, track))
+
+
+_STEM, _TAIL = 5, 4  # UNAS: 40 channels for an init_channels of 8, and 1728 behind the last 432
+
+
+def _mobile_stem(init: int, track: bool, stride: int) -> nn.Sequential:
+    """A convolution, and a bottleneck that is no wider inside."""
+    wide = _STEM * init
+    return nn.Sequential(
+        nn.Conv2d(3, wide, 3, stride, padding=1, bias=False),
+        mobile_norm(wide, track),
+        nn.ReLU6(inplace=True),
+        DepthwiseConv(wide, 3, 1, 1),
+        mobile_norm(wide, track),
+        nn.ReLU6(inplace=True),
+        nn.Conv2d(wide, MOBILE_START * init, 1, bias=False),
+        mobile_norm(MOBILE_START * init, track),
+    )
+
+
+def _mobile_tail(channels: int, track: bool) -> nn.Sequential:
+    wide = _TAIL * channels
+    return nn.Sequential(nn.Conv2d(channels, wide, 1, bias=False), mobile_norm(wide, track), nn.ReLU6(inplace=True))
 
 
 class ImageNetStem(nn.Module):
@@ -83,7 +107,8 @@ class Network(nn.Module):
         affine: Whether the batch normalisations inside the cells have a learned scale and shift.
         normalise_pools: Whether a batch normalisation follows a pooling inside the cells.
         track: Whether batch normalisations keep running statistics.
-        stem: ``cifar`` for small pictures; ``imagenet`` makes an eighth of the size first (``darts`` networks only).
+        stem: ``cifar`` for small pictures; ``imagenet`` makes an eighth of the size first in ``darts`` networks, half
+            of it in ``mobile`` ones.
         partial_channels: The operations of an edge see one in so many channels (PC-DARTS).
         terms: What every edge carries beside its operations.
     """
@@ -122,11 +147,15 @@ class Network(nn.Module):
         if macro == "darts":
             self.stem, channels = self._add_chain(cells, setting, stem)
             self.tail: nn.Module = nn.Identity()
+        elif macro == "mobile":
+            self.stem, channels = self._add_layers(cells, setting, stem)
+            self.tail = _mobile_tail(channels, track)
+            channels *= _TAIL
         elif stem == "cifar":
             self.stem, channels = self._add_stages(cells, setting)
             self.tail = nn.Sequential(_norm(channels, track), nn.ReLU(inplace=True))
         else:
-            raise InputError(f"The stem {stem!r} goes with networks of the DARTS kind only; use 'cifar'.")
+            raise InputError(f"The stem {stem!r} does not go with NAS-Bench-201 networks; use 'cifar'.")
         self.classifier = nn.Linear(channels, num_classes)
         for place, noise in enumerate(m for m in self.modules() if isinstance(m, Noise)):
             noise.place = place
@@ -162,6 +191,31 @@ class Network(nn.Module):
                 cell, place = cells[block.cell], replace(setting, channels=channels)
                 self.blocks.append(CellNetwork(cell, (), place, self.terms))
         return _small_stem(init, setting.track), channels
+
+    def _add_layers(self, cells: Mapping[str, Cell], setting: Setting, stem: Stem) -> tuple[nn.Module, int]:
+        """Adds the layers of a mobile network, each of which reads the one before it.
+
+        Raises:
+            InputError: If the number of layers is not that of the cell types.
+        """
+        if len(cells) != len(self.layout):
+            raise InputError(
+                f"num_cells is {len(self.layout)}, but there are {len(cells)} layers to choose for; give that many."
+            )
+        misplaced = [term for term in self.terms if term != "offset"]
+        if misplaced:
+            raise InputError(
+                f"The layers of a mobile network cannot carry {' and '.join(misplaced)} beside their operations, since "
+                "some change the number of channels; use another strategy."
+            )
+        init, channels = setting.channels, MOBILE_START * setting.channels
+        for block in self.layout:
+            place = replace(
+                setting, in_channels=channels, channels=init * block.width, stride=2 if block.reduction else 1
+            )
+            self.blocks.append(CellNetwork(cells[block.cell or ""], (), place, self.terms))
+            channels = init * block.width
+        return _mobile_stem(init, setting.track, 2 if stem == "imagenet" else 1), channels
 
     def start(self, images: Tensor) -> State:
         """Returns the two states in front of the first block."""

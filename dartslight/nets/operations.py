@@ -65,12 +65,13 @@ class Setting:
     """What an operation must know of the place where it stands.
 
     Args:
-        channels: Channels of its input and output.
+        channels: Channels of its input and output, or of its output alone.
         stride: 1, or 2 where it halves the height and width.
         affine: Whether its batch normalisations have a learned scale and shift.
         track: Whether its batch normalisations keep running statistics.
         normalise_pools: Whether a batch normalisation follows a pooling.
         partial_channels: The operations of an edge see one in so many channels; the others pass by them (PC-DARTS).
+        in_channels: Channels of its input where these are others (``mobile``), else None.
     """
 
     channels: int
@@ -79,6 +80,7 @@ class Setting:
     track: bool
     normalise_pools: bool
     partial_channels: int = 1
+    in_channels: int | None = None
 
 
 class Operation(nn.Module):
@@ -290,11 +292,48 @@ class SeparableConv(Operation):
         return normalised(pointwise, norm, depthwise(y), weight)
 
 
+class Bottleneck(Operation):
+    """``mb_conv_kxk_eE``: to E times the channels, a depthwise convolution, and back, each normalised (MobileNetV2).
+
+    Where the shape stays the same the input is added. Drop path leaves it alone, since nothing stands beside it.
+    """
+
+    droppable = False
+
+    def __init__(self, kernel: int, expansion: int, setting: Setting) -> None:
+        super().__init__()
+        before, after = setting.in_channels or setting.channels, setting.channels
+        wide = expansion * before
+        self.has_shortcut = before == after and setting.stride == 1
+        self.expand = nn.Conv2d(before, wide, 1, bias=False)
+        self.depthwise = DepthwiseConv(wide, kernel, setting.stride, 1)
+        self.project = nn.Conv2d(wide, after, 1, bias=False)
+        self.norms = nn.ModuleList(mobile_norm(c, setting.track, setting.affine) for c in (wide, wide, after))
+
+    def forward(self, source: Source, weight: Weight) -> Term:
+        """Returns the weighted output."""
+        expanded, filtered, projected = self.norms
+        y = F.relu6(value(normalised(self.expand, expanded, source.x, None)))
+        y = F.relu6(value(Normalised(self.depthwise(y), filtered, None)))
+        if not self.has_shortcut:
+            return normalised(self.project, projected, y, weight)
+        return Scaled(source.x + value(normalised(self.project, projected, y, None)), weight)
+
+
+def mobile_norm(channels: int, track: bool, affine: bool = True) -> BatchNorm:
+    """Returns a normalisation of a mobile network, whose variances are kept from 0 by more than elsewhere (UNAS)."""
+    return BatchNorm(channels, eps=1e-3, affine=affine, track_running_stats=track)
+
+
 def skip(setting: Setting) -> Operation:
     """Returns ``skip_connect``: the input as it is, or halved in size."""
     if setting.stride == 1:
         return Identity()
     return FactorizedReduce(setting.channels, setting.channels, setting.affine, setting.track)
+
+
+def _bottleneck(kernel: int, expansion: int) -> Callable[[Setting], Operation]:
+    return lambda s: Bottleneck(kernel, expansion, s)
 
 
 def _conv(kernel: int) -> Callable[[Setting], Operation]:
@@ -313,6 +352,7 @@ OPERATIONS: dict[str, Callable[[Setting], Operation]] = {
     "dil_conv_5x5": lambda s: SeparableConv(5, 2, 1, s),
     "nor_conv_1x1": _conv(1),
     "nor_conv_3x3": _conv(3),
+    **{f"mb_conv_{k}x{k}_e{e}": _bottleneck(k, e) for k in (3, 5, 7) for e in (3, 6)},
 }
 """Every operation by name: what builds it in a given place."""
 

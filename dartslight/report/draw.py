@@ -52,6 +52,7 @@ _FAMILIES = (
 _CENTRED: Any = {"ha": "center", "va": "center"}
 _OTHER, _INK, _FAINT = "#333333", "#222222", "#8c8c8c"
 _SPACE_TITLES = {"nasbench201": "NAS-Bench-201", "darts": "DARTS", "darts8": "DARTS (8 operations)"}
+_SPACE_TITLES |= {"mobile": "Mobile", "mobile_small": "Mobile, small"}
 
 _FONT, _LETTER = 9.0, 0.602  # size of the operations' type, and the width of a monospaced letter in that size
 _RADIUS, _BEND, _LANE = 15.0, 54.0, 32.0
@@ -321,7 +322,9 @@ def draw_cells(*genotypes: Genotype, names: Sequence[str] = ()) -> "Figure":
             for panel in panels:
                 top -= panel.height
                 axes = figure.add_axes((left / width, top / height, panel.width / width, panel.height / height))
-                title = panel.cell.name if panel.cell.name == "cell" else f"{panel.cell.name} cell"
+                own = panel.cell.name
+                is_whole = own == "cell" or genotype.macro == "mobile"  # of which a cell is a layer
+                title = own.replace("_", " ") if is_whole else f"{own} cell"
                 panel.draw(axes, title.capitalize(), _fitting(name, panel.width))
             left += widths[i]
     return figure

@@ -21,6 +21,7 @@ from dartslight.nets.network import Stem
 from dartslight.shipping.devices import describe, find_device
 
 _PUBLISHED = {"darts": (20, 36), "nasbench201": (15, 16)}  # cells and channels of the networks for CIFAR-10
+_MOBILE_CHANNELS = 8
 _SECONDS, _LEAST_RUNS, _WARM_UP_RUNS = 2.0, 10, 3
 
 
@@ -52,7 +53,7 @@ def published_size(genotype: Genotype) -> tuple[int, int]:
     Args:
         genotype: The architecture.
     """
-    return _PUBLISHED[genotype.macro]
+    return _PUBLISHED.get(genotype.macro, (len(genotype.cells), _MOBILE_CHANNELS))
 
 
 def multiply_adds(network: nn.Module, height: int, width: int) -> int:

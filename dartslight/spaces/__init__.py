@@ -5,11 +5,12 @@ import importlib
 from dartslight.errors import InputError
 from dartslight.spaces.choices import Choices, EdgeKey
 from dartslight.spaces.darts import DARTS, DARTS8, S1, S2, S3, S4
-from dartslight.spaces.layouts import layout
+from dartslight.spaces.layouts import MOBILE_START, layout, mobile_cell
+from dartslight.spaces.mobile import MOBILE, MOBILE_SMALL
 from dartslight.spaces.nasbench201 import NASBENCH201
 from dartslight.spaces.space import Block, Cell, Edge, SearchSpace
 
-SPACES = {space.name: space for space in (NASBENCH201, DARTS, DARTS8, S1, S2, S3, S4)}
+SPACES = {space.name: space for space in (NASBENCH201, DARTS, DARTS8, S1, S2, S3, S4, MOBILE, MOBILE_SMALL)}
 """The spaces that the product brings along, by name."""
 
 
@@ -43,6 +44,9 @@ def find_space(name: str) -> SearchSpace:
 __all__ = [
     "DARTS",
     "DARTS8",
+    "MOBILE",
+    "MOBILE_SMALL",
+    "MOBILE_START",
     "NASBENCH201",
     "S1",
     "S2",
@@ -57,4 +61,5 @@ __all__ = [
     "SearchSpace",
     "find_space",
     "layout",
+    "mobile_cell",
 ]

@@ -90,7 +90,7 @@ class SearchSpace:
     """
 
     name: str
-    macro: Literal["darts", "nasbench201"]
+    macro: Literal["darts", "nasbench201", "mobile"]
     cells: tuple[Cell, ...]
     inputs_per_node: int | None
     none_selectable: bool

@@ -1,7 +1,7 @@
 """Search strategies: a relaxation turns architecture parameters into mixing weights, a gradient teaches them."""
 
 from dartslight.strategies.architecture import Architecture, AuxiliarySkip, Sample, genotypes
-from dartslight.strategies.combinations import check_combination
+from dartslight.strategies.combinations import check_combination, check_space
 from dartslight.strategies.curvature import hessian_product, largest_eigenvalue
 from dartslight.strategies.draws import Draw, Sampled, draw
 from dartslight.strategies.estimators import Estimator, GumbelSoftmax, Losses, Rebar, Reinforce
@@ -48,6 +48,7 @@ __all__ = [
     "Softmax",
     "Unrolled",
     "check_combination",
+    "check_space",
     "draw",
     "genotypes",
     "hessian_product",

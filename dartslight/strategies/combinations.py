@@ -1,10 +1,46 @@
 """Which parts of a search strategy go together."""
 
+from collections.abc import Sequence
+
 from dartslight.errors import InputError
+from dartslight.spaces import SearchSpace
 from dartslight.strategies.draws import Sampled
 from dartslight.strategies.gradients import ArchitectureGradient
 from dartslight.strategies.relaxations import Relaxation
 from dartslight.strategies.smoothing import Smoothing
+
+
+def check_space(
+    space: SearchSpace, num_cells: Sequence[int], partial_channels: bool, auxiliary_skip: bool, drop_path: float
+) -> None:
+    """Checks that a search can take place in a space.
+
+    Args:
+        space: The search space.
+        num_cells: Number of searched cells in each stage.
+        partial_channels: Whether operations see some channels only.
+        auxiliary_skip: Whether edges have a skip connection that is never chosen.
+        drop_path: Probability with which pictures lose what an edge gives.
+
+    Raises:
+        InputError: If it cannot.
+    """
+    if space.macro != "mobile":
+        return
+    layers = len(space.cells)
+    if set(num_cells) != {layers}:
+        wrong = next(number for number in num_cells if number != layers)
+        raise InputError(
+            f"num_cells is {wrong}, but the space {space.name!r} has {layers} layers, each with a choice of its own; "
+            f"give {layers}."
+        )
+    asked = {"partial_channels": partial_channels, "auxiliary_skip": auxiliary_skip, "drop_path": bool(drop_path)}
+    for name, is_asked in asked.items():
+        if is_asked:
+            raise InputError(
+                f"{name} needs cells in which edges stand beside each other, but a layer of a mobile space has one; "
+                f"leave {name} out."
+            )
 
 
 def check_combination(
