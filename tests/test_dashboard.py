@@ -118,7 +118,7 @@ def test_weights_and_biases_goes_on_under_its_id_and_holds_the_whole_run(
     run = fit(tmp_path / "runs", *RULE, *logger("wandb", tmp_path), *STOPPED)
     wandb.finish()
     assert main(["fit", "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--trainer.max_steps=-1"]) == 0
-    wandb.finish()
+    wandb.teardown()  # waits until the process that writes has written all
 
     paths = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     assert len(paths) == 2
@@ -138,8 +138,9 @@ def test_weights_and_biases_goes_on_under_its_id_and_holds_the_whole_run(
     images = [row for row in history if row.get("mixing/cell/format") == "png"]
     assert [row["trainer/global_step"] for row in images] == [2, 4]
     assert len([row for row in history if "genotype/format" in row]) == 3
-    (rows,) = [row["decisions/nrows"] for row in history if "decisions/nrows" in row]
-    assert rows == (run / "decisions.csv").read_text().count("\n") - 1
+    (table,) = [row for row in history if "decisions/nrows" in row]
+    assert table["trainer/global_step"] == 4
+    assert table["decisions/nrows"] == (run / "decisions.csv").read_text().count("\n") - 1
 
     config = {
         update.key or "/".join(update.nested_key): json.loads(update.value_json)

@@ -75,7 +75,7 @@ class Dashboard(Callback):
             header, *rows = decision_rows(decisions)
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
-                    logger.log_table("decisions", columns=header, data=rows)
+                    logger.log_table("decisions", columns=header, data=rows, step=trainer.global_step)
                 elif isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_text("decisions", _markdown(header, rows), trainer.global_step)
         folder = folder_of(trainer)
