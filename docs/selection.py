@@ -31,6 +31,7 @@ RULES = {
     "perturbation, paired": "#56b4e9",
     "leave-one-out, loss": "#009e73",
     "sensitivity": "#0072b2",
+    "sensitivity, seen in the search": "#222222",
 }
 GROUPS = 200
 
