@@ -69,6 +69,8 @@ SELECTIONS: dict[str, dict[str, Any]] = {
     "leave-one-out, loss": {"class_path": f"{_RULES}.LeaveOneOut"},
     "sensitivity": {"class_path": f"{_RULES}.Sensitivity", "init_args": {"eval_batches": 64}},
 }
+UNTRAINED: dict[str, dict[str, Any]] = {"FreeFlow": {"class_path": f"{_RULES}.FreeDarts"}}
+"""Rules that decide a supernet of the same size as it is drawn."""
 AVERAGED = ("magnitude", "leave-one-out, loss", "sensitivity")
 RUNS: list[tuple[str, int | None]] = [(space, seed) for space in SPACES for seed in (*SEEDS, None)]
 
@@ -89,8 +91,10 @@ def run(index: int, folder: Path, given: Any) -> list[Row]:
     decide("fit", config, folder / "search")
     last = folder / "search" / "version_0" / "checkpoints" / "last.ckpt"
     rows = []
-    for i, (name, rule) in enumerate(SELECTIONS.items()):
-        version, seconds = decide("select", {"selection": rule}, folder / str(i), f"--supernet={last}")
+    for i, (name, rule) in enumerate({**SELECTIONS, **UNTRAINED}.items()):
+        given_supernet = [f"--supernet={last}"] if name in SELECTIONS else []
+        settings = {"selection": rule} if given_supernet else config | {"selection": rule}
+        version, seconds = decide("select", settings, folder / str(i), *given_supernet)
         row = {"space": space, "selection": name, "seed": seed, "seconds": seconds}
         row["accuracy"] = retrained(version / "genotype.json", seed, folder / f"retrained_{i}", given.data)
         rows.append(row | {"decisions": (version / "decisions.csv").read_text().splitlines()})
