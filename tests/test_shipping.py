@@ -98,7 +98,7 @@ def test_predictions_are_those_of_the_test(
     assert list(rows[0]) == ["file", "class", "probability"]
     assert [row["file"] for row in rows] == sorted(str(p) for p in digits.rglob("*.png"))
     assert share_right(rows) == pytest.approx(float(line.split("│")[-2] if "│" in line else line.split()[-1]))
-    assert share_right(rows) > 0.5
+    assert share_right(rows) > 0.3  # of ten classes, after two epochs
 
 
 def test_probabilities_are_the_softmax_of_the_networks_output_on_test_pictures(
