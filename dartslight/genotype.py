@@ -5,13 +5,13 @@ search space beside it.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dartslight.errors import InputError
-from dartslight.notations import read_notation
+from dartslight.notations import DartsCells, read_notation
 from dartslight.spaces import SPACES, Cell, Choices, Edge, SearchSpace, mobile_cell
 
 FORMAT = "dartslight.genotype/1"
@@ -32,7 +32,8 @@ class Genotype:
     Args:
         space: Name of the search space that it was chosen from.
         macro: The network around the cells, see `dartslight.spaces.layout`.
-        cells: The cell types; every edge carries exactly one operation.
+        cells: The cell types; every edge carries exactly one operation. Where a space lets a node read one input
+            through several operations, each of them has an edge.
     """
 
     space: str
@@ -48,13 +49,14 @@ class Genotype:
         """
         cells = []
         for cell in space.cells:
-            if choices.undecided(cell.name):
-                raise ValueError(f"Edges {choices.undecided(cell.name)} of cell {cell.name!r} are still undecided.")
-            edges = tuple(
-                Edge(cell.edges[e].source, cell.edges[e].node, (cell.edges[e].ops[choices.of(cell.name)[e][0]],))
-                for e in choices.kept(cell.name)
+            if undecided := _undecided(space, cell, choices):
+                raise ValueError(f"Edges {undecided} of cell {cell.name!r} are still undecided.")
+            edges = (
+                Edge(edge.source, edge.node, (edge.ops[o],))
+                for edge, columns in zip(cell.edges, choices.of(cell.name), strict=True)
+                for o in columns
             )
-            cells.append(Cell(cell.name, cell.num_inputs, cell.num_nodes, cell.output, edges))
+            cells.append(Cell(cell.name, cell.num_inputs, cell.num_nodes, cell.output, _in_order(edges)))
         return cls(space.name, space.macro, tuple(cells))
 
     @classmethod
@@ -74,10 +76,7 @@ class Genotype:
                 cell.num_inputs,
                 cell.num_nodes,
                 cell.output,
-                tuple(
-                    Edge(int(source), cell.num_inputs + i // 2, (op,))
-                    for i, (op, source) in sorted(enumerate(pairs), key=lambda item: (item[0] // 2, item[1][1]))
-                ),
+                _in_order(Edge(int(source), cell.num_inputs + i // 2, (op,)) for i, (op, source) in enumerate(pairs)),
             )
             for cell, pairs in zip(space.cells, (normal, reduction), strict=True)
         )
@@ -173,7 +172,7 @@ class Genotype:
     def load(cls, path: str | Path) -> "Genotype":
         """Reads a genotype file, or what another program has written in a notation of `dartslight.notations`.
 
-        Such an architecture is of the space ``darts`` where that has all of its operations, else of ``s4``.
+        Such an architecture is of the first of the spaces ``darts``, ``s4`` and ``unas`` that it can be of.
 
         Raises:
             InputError: If it cannot be read or is not valid.
@@ -194,10 +193,34 @@ class Genotype:
             return cls.from_json(text, name)
         if isinstance(found, str):
             return cls.from_nasbench201(found)
-        is_s4 = any(op == "noise" for cell in found for op, _ in cell)
-        genotype = cls.from_darts(SPACES["s4" if is_s4 else "darts"], found.normal, found.reduction)
+        genotype = cls.from_darts(_space_of(found), found.normal, found.reduction)
         _check(genotype, name)
         return genotype
+
+
+def _undecided(space: SearchSpace, cell: Cell, choices: Choices) -> list[int]:
+    """The edges on which more is open than an architecture can have there."""
+    undecided = list(choices.undecided(cell.name))
+    if not space.parallel:
+        return undecided
+    columns = choices.of(cell.name)
+    count = {node: sum(len(columns[e]) for e in cell.edges_into(node)) for node in cell.nodes}
+    return [e for e in undecided if count[cell.edges[e].node] > (space.inputs_per_node or 0)]
+
+
+def _in_order(edges: Iterable[Edge]) -> tuple[Edge, ...]:
+    return tuple(sorted(edges, key=lambda edge: (edge.node, edge.source, edge.ops)))
+
+
+def _space_of(found: DartsCells) -> SearchSpace:
+    """The first space that has all operations and lets nodes have these inputs; ``darts`` where none does."""
+    ops = {op for cell in found for op, _ in cell}
+    nodes = [[source for _, source in cell[i : i + 2]] for cell in found for i in range(0, len(cell), 2)]
+    is_parallel = any(len(set(sources)) < len(sources) for sources in nodes)
+    for space in (SPACES["darts"], SPACES["s4"], SPACES["unas"]):
+        if ops <= set(space.cells[0].edges[0].ops) and (space.parallel or not is_parallel):
+            return space
+    return SPACES["darts"]
 
 
 def _is_newer(found: object) -> bool:
@@ -225,8 +248,7 @@ def _cells(data: Mapping[str, Any]) -> list[Cell]:
         output = cell["output"]
         if output not in ("concat", "last"):
             raise ValueError(f"the output {output!r} is neither 'concat' nor 'last'")
-        edges = tuple(sorted(edges, key=lambda edge: (edge.node, edge.source)))
-        cells.append(Cell(name, _number(cell, "inputs"), _number(cell, "nodes"), output, edges))
+        cells.append(Cell(name, _number(cell, "inputs"), _number(cell, "nodes"), output, _in_order(edges)))
     return cells
 
 
@@ -238,24 +260,23 @@ def _check(genotype: Genotype, name: str) -> None:
     needed = _cell_names(genotype.macro, len(names))
     if names != needed:
         raise InputError(f"{name} has the cells {list(names)}, but needs {list(needed)}.")
+    space = SPACES.get(genotype.space)
     for cell in genotype.cells:
-        pairs = [(edge.source, edge.node) for edge in cell.edges]
-        for edge in cell.edges:
-            if (
-                edge.node not in cell.nodes
-                or not 0 <= edge.source < edge.node
-                or pairs.count((edge.source, edge.node)) > 1
-            ):
+        # A space of one's own may let a node read an input through several operations, but not twice through one.
+        several = space is None or space.parallel
+        pairs = [(edge.source, edge.node, edge.ops if several else ()) for edge in cell.edges]
+        for edge, pair in zip(cell.edges, pairs, strict=True):
+            if edge.node not in cell.nodes or not 0 <= edge.source < edge.node or pairs.count(pair) > 1:
                 raise InputError(
-                    f"{name} has an edge {edge} in its {cell.name} cell that cannot be there; an edge leads once from "
-                    f"an earlier node to one of the nodes {list(cell.nodes)}."
+                    f"{name} has an edge {edge} in its {cell.name} cell that cannot be there; an edge leads once"
+                    f"{' through each operation' if several else ''} from an earlier node to one of the nodes "
+                    f"{list(cell.nodes)}."
                 )
         # A node without inputs is zeros.
         if all(edge.source >= cell.num_inputs for edge in cell.edges):
             raise InputError(
                 f"{name} has a {cell.name} cell that reads none of its inputs; an edge must lead from one."
             )
-    space = SPACES.get(genotype.space)
     if space is not None:
         _check_space(genotype, space, name)
     elif "." not in genotype.space:

@@ -23,11 +23,13 @@ from dartslight.selection import (
     Sensitivity,
     Sgas,
     Staged,
+    schedule_of,
 )
 from dartslight.spaces import SPACES
 from dartslight.strategies import (
     AdversarialSmoothing,
     Dirichlet,
+    Factorised,
     FiniteDifference,
     Fixed,
     Gumbel,
@@ -61,6 +63,7 @@ STRATEGIES: dict[str, Callable[[], dict[str, Any]]] = {
     },
     "GDAS": lambda: {"relaxation": Gumbel()},
     "UNAS": lambda: {"relaxation": Sampled(), "gradient": ScoreFunction()},
+    "UNAS, factorised cells": lambda: {"relaxation": Factorised(), "gradient": ScoreFunction()},
 }
 """What each strategy changes in a search, as small as it can be."""
 
@@ -104,7 +107,7 @@ def plan_of(module: SearchModule) -> SearchPlan:
 def refusal(strategy: str, selection: str, space: str) -> str | None:
     """Returns the sentence with which a combination is refused, or None where it works."""
     try:
-        SELECTIONS[selection]().schedule(plan_of(search(strategy, space)))
+        schedule_of(SELECTIONS[selection](), plan_of(search(strategy, space)))
     except InputError as error:
         return str(error)
     return None

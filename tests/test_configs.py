@@ -64,6 +64,7 @@ PUBLISHED = {
         "drnas_staged",
         "unas_magnitude",
     ],
+    "unas": ["unas_magnitude"],
 }
 COMBINATIONS = sorted(f"{space}_{name}" for space, names in PUBLISHED.items() for name in names)
 
@@ -106,6 +107,22 @@ PC_DARTS = {
     "batch_size": 256,
 }
 GDAS = {"relaxation": "Gumbel", "nesterov": True, "weight_decay": 5e-4, "max_epochs": 250}
+UNAS = {
+    "max_epochs": 100,
+    "gradient": "ScoreFunction",
+    "weight_optimizer": "adam",
+    "learning_rate": 3e-4,
+    "min_learning_rate": 1e-4,
+    "alpha_learning_rate": 1e-3,
+    "alpha_min_learning_rate": 3e-4,
+    "alpha_weight_decay": 1e-6,
+    "alpha_momentum": 0.9,
+    "alpha_init_std": 0.0,
+    "alpha_warmup_epochs": 15,
+    "reference_batch_size": 64,
+    "batch_size": 128,
+    "train_portion": 0.9,
+}
 STRATEGIES: dict[str, dict[str, Any]] = {
     "first-order": {},
     "second-order": {"gradient": "FiniteDifference"},
@@ -143,23 +160,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
         "selection.keep": [5, 3],
         "selection.max_skips": 2,
     },
-    "unas": {
-        "max_epochs": 100,
-        "relaxation": "Sampled",
-        "gradient": "ScoreFunction",
-        "weight_optimizer": "adam",
-        "learning_rate": 3e-4,
-        "min_learning_rate": 1e-4,
-        "alpha_learning_rate": 1e-3,
-        "alpha_min_learning_rate": 3e-4,
-        "alpha_weight_decay": 1e-6,
-        "alpha_momentum": 0.9,
-        "alpha_init_std": 0.0,
-        "alpha_warmup_epochs": 15,
-        "reference_batch_size": 64,
-        "batch_size": 128,
-        "train_portion": 0.9,
-    },
+    "unas_unas": {"relaxation": "Factorised", **UNAS},
+    "nasbench201_unas": {"relaxation": "Sampled", **UNAS},
     "drnas": {"relaxation": "Dirichlet"},
     "darts_drnas_staged": {
         "relaxation": "Dirichlet",
@@ -257,7 +259,7 @@ def test_these_tests_know_every_configuration() -> None:
 
 def test_what_comments_and_documents_name_exists() -> None:
     root = CONFIGS.parent
-    named = re.compile(r"configs/[\w./-]+\.yaml|\b(?:darts8?|s\d|nasbench201)_[a-z\d-]+_[a-z\d-]+[a-z\d]")
+    named = re.compile(r"configs/[\w./-]+\.yaml|\b(?:darts8?|s\d|nasbench201|unas)_[a-z\d-]+_[a-z\d-]+[a-z\d]")
     texts = [*CONFIGS.rglob("*.*"), root / "README.md", *(root / "docs").glob("*.md"), *(root / "docker").glob("*.md")]
     found = {name for path in texts for name in named.findall(path.read_text(encoding="utf-8"))}
     assert {"configs/cifar10/darts_pt.yaml", "darts_first-order_sgas1"} <= found

@@ -261,6 +261,9 @@ class Told:
     def mixing(self, choices: Choices) -> dict[str, Tensor]:
         return {"cell": torch.eye(5)[[self.epochs % 5] * 6] * self.epochs}
 
+    def slots(self, choices: Choices) -> None:
+        return None
+
     def curvature(self, seed: int, batches: int = 1) -> float:
         return self.values[self.epochs]
 

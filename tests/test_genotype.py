@@ -386,6 +386,15 @@ def test_operations_of_the_spaces() -> None:
         "s2": ["skip_connect", "sep_conv_3x3"],
         "s3": ["none", "skip_connect", "sep_conv_3x3"],
         "s4": ["noise", "sep_conv_3x3"],
+        "unas": [
+            "skip_connect",
+            "sep_conv_3x3",
+            "max_pool_3x3",
+            "dil_conv_3x3",
+            "sep_conv_5x5",
+            "avg_pool_3x3",
+            "sep_conv_7x7",
+        ],
     }
     assert {*same, "s1", "mobile", "mobile_small"} == set(SPACES)
     for name, ops in same.items():

@@ -21,7 +21,7 @@ from dartslight.nets.operations import OPERATIONS, FactorizedReduce, Noise, make
 from dartslight.nets.weighted_sum import value
 from dartslight.spaces import DARTS, NASBENCH201, SPACES, Choices, SearchSpace
 
-SPACE_NAMES = ("nasbench201", "darts", "darts8", "s1", "s2", "s3", "s4")
+SPACE_NAMES = ("nasbench201", "darts", "darts8", "s1", "s2", "s3", "s4", "unas")
 
 DATA = os.environ.get("DARTSLIGHT_DATA")
 needs_data = pytest.mark.skipif(DATA is None, reason="DARTSLIGHT_DATA is not set")

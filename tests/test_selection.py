@@ -49,6 +49,9 @@ class Given:
     def mixing(self, choices: Choices) -> dict[str, torch.Tensor]:
         return {cell: weights.detach() for cell, weights in self.architecture(choices).items()}
 
+    def slots(self, choices: Choices) -> None:
+        return None
+
     def measure(
         self, variants: Sequence[Variant], evaluation: Evaluation, race: Race | None = None
     ) -> list[Measurement]:

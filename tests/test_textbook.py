@@ -113,7 +113,7 @@ def test_parameters_of_discrete_nasbench201_network(cells, expected):
     assert count(Discrete, "nasbench201", cells, 16, 15, 10) == expected
 
 
-@pytest.mark.parametrize("space_name", ["nasbench201", "darts", "darts8", "s1", "s2", "s3", "s4"])
+@pytest.mark.parametrize("space_name", ["nasbench201", "darts", "darts8", "s1", "s2", "s3", "s4", "unas"])
 def test_supernet_gives_logits(space_name):
     net = Supernet(space_name, 4, 3, 7)
     assert net(torch.randn(2, 3, 16, 16), uniform(space_name)).shape == (2, 7)

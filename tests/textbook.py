@@ -123,10 +123,8 @@ def operation(name: str, channels: int, stride: int, affine: bool, pool_norm: bo
             else:
                 pool = nn.AvgPool2d(3, stride=stride, padding=1, count_include_pad=False)
             return nn.Sequential(pool, batch_norm(channels, affine=False)) if pool_norm else pool
-        case "sep_conv_3x3":
-            return separable(channels, 3, stride, affine)
-        case "sep_conv_5x5":
-            return separable(channels, 5, stride, affine)
+        case "sep_conv_3x3" | "sep_conv_5x5" | "sep_conv_7x7":
+            return separable(channels, int(name[-1]), stride, affine)
         case "dil_conv_3x3":
             return dilated(channels, 3, stride, affine)
         case "dil_conv_5x5":

@@ -5,7 +5,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dartslight.callbacks.live_supernet import LiveSupernet
 from dartslight.callbacks.scores_file import ScoresFile
-from dartslight.errors import check_least
+from dartslight.errors import InputError, check_least
 from dartslight.modules import SearchModule
 from dartslight.seeding import run_seed
 from dartslight.selection.free import initial_alphas
@@ -26,10 +26,19 @@ class FreeStart(Callback):
         self.scale = scale
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sets the alphas before the first step of a new run; all devices get those of the first one."""
+        """Sets the alphas before the first step of a new run; all devices get those of the first one.
+
+        Raises:
+            InputError: If the operations have no alphas of their own.
+        """
         if trainer.ckpt_path is not None:
             return
         assert isinstance(pl_module, SearchModule)
+        if pl_module.relaxation.draws_inputs:
+            raise InputError(
+                "FreeStart gives each operation of each edge an alpha of its own, which "
+                f"{type(pl_module.relaxation).__name__} does not have; leave it out."
+            )
         supernet = LiveSupernet(trainer, pl_module, "", ScoresFile(None), {}, epochs=0)
         found = trainer.strategy.broadcast(initial_alphas(supernet, run_seed(), self.scale))
         with torch.no_grad():

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -25,9 +26,10 @@ class History(Callback):
     """Writes ``alphas.csv`` and ``times.csv`` into the run's folder, a group of rows for each epoch.
 
     ``alphas.csv`` has each operation that is still open, with its architecture parameter and its mixing weight at the
-    end of the epoch; ``times.csv`` the seconds of the epoch without those of decisions, which are in
-    ``decisions.csv``, and the most memory that the process has had until then: that of the GPU where one trains. In a
-    run that went on within an epoch, the seconds of that epoch are those of its remaining batches.
+    end of the epoch, and the logarithm of the weight where no parameter is an operation's own (factorised cells);
+    ``times.csv`` the seconds of the epoch without those of decisions, which are in ``decisions.csv``, and the most
+    memory that the process has had until then: that of the GPU where one trains. In a run that went on within an epoch,
+    the seconds of that epoch are those of its remaining batches.
     """
 
     def __init__(self) -> None:
@@ -66,10 +68,19 @@ def _of_epoch(trainer: Trainer, module: SearchModule) -> Iterator[Sequence[Any]]
     with undisturbed(trainer.strategy.root_device):
         weights = mixing_weights(module.space, module.mixing(module.choices))
     for cell in module.space.cells:
-        alphas = module.architecture.alphas[cell.name].detach().cpu().tolist()
+        alphas = module.architecture.alphas[cell.name].detach().cpu().numpy()
+        if module.relaxation.draws_inputs:
+            alphas = np.log(np.maximum(weights[cell.name], np.finfo(alphas.dtype).tiny))
         for e, edge in enumerate(cell.edges):
             for o in module.choices.of(cell.name)[e]:
-                yield trainer.current_epoch, cell.name, str(edge), edge.ops[o], alphas[e][o], weights[cell.name][e][o]
+                yield (
+                    trainer.current_epoch,
+                    cell.name,
+                    str(edge),
+                    edge.ops[o],
+                    float(alphas[e][o]),
+                    weights[cell.name][e][o],
+                )
 
 
 def _memory(trainer: Trainer) -> float:

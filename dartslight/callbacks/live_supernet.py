@@ -67,6 +67,11 @@ class LiveSupernet:
         with torch.no_grad():
             return self.module.mixing(choices, self.epochs)
 
+    def slots(self, choices: Choices) -> Mixing | None:
+        """Returns the probability of each operation in each slot, (slots, edges, ops); None where nodes have none."""
+        with torch.no_grad():
+            return self.module.architecture.slots(choices)
+
     @property
     def is_searched(self) -> bool:
         """Whether the epochs of the search are over."""

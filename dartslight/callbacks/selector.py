@@ -16,7 +16,7 @@ from dartslight.modules import SearchModule
 from dartslight.report.conclusion import write_conclusion
 from dartslight.run_folder import DECISIONS, SEARCHED, by_first_device, folder_of, write_whole
 from dartslight.seeding import run_seed
-from dartslight.selection import Rule, Schedule
+from dartslight.selection import Rule, Schedule, schedule_of
 from dartslight.selection.record import decisions_csv, in_words, record
 from dartslight.spaces import Choices
 
@@ -62,7 +62,7 @@ class Selector(Callback):
         self._is_selected_again = module.search_epochs is not None
         if module.search_epochs is None:
             module.search_epochs = trainer.max_epochs
-        self._schedule = self.rule.schedule(module.search_plan(self._is_selected_again))
+        self._schedule = schedule_of(self.rule, module.search_plan(self._is_selected_again))
         module.tuning, module.tuning_epochs = self.rule.tuning(), self._schedule.tuning_epochs
         room = 1 if self._is_selected_again and not module.tuning_epochs else 0
         trainer.fit_loop.max_epochs = cast("int", module.search_epochs) + module.tuning_epochs + room

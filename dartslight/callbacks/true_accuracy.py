@@ -6,7 +6,7 @@ from dartslight.benchmarks import Table
 from dartslight.errors import InputError
 from dartslight.genotype import Genotype
 from dartslight.modules import SearchModule
-from dartslight.selection.strongest import keep_strongest, mixing_weights
+from dartslight.selection.strongest import keep_likeliest
 
 
 class TrueAccuracy(Callback):
@@ -50,7 +50,6 @@ class TrueAccuracy(Callback):
 
 def leading(module: SearchModule) -> Genotype:
     """Returns the architecture with the largest mixing weights, decided edges as they are."""
-    strengths = mixing_weights(module.space, module.mixing(module.choices))
-    return Genotype.from_choices(
-        module.space, keep_strongest(module.space, module.choices, strengths, "weight").choices
-    )
+    choices = module.choices
+    outcome = keep_likeliest(module.space, choices, module.mixing(choices), module.architecture.slots(choices))
+    return Genotype.from_choices(module.space, outcome.choices)

@@ -43,20 +43,21 @@ class Cost(Criterion):
         """What it is called where it is logged."""
         return type(self).__name__
 
-    def check(self, space: SearchSpace) -> None:
-        """Checks that a sample of every edge's operation is an architecture of the space.
+    def check(self, space: SearchSpace, draws_inputs: bool) -> None:
+        """Checks that what is drawn is an architecture of the space.
 
         Args:
             space: The search space.
+            draws_inputs: Whether the inputs of nodes are drawn with the operations.
 
         Raises:
             InputError: If it is not.
         """
-        if space.inputs_per_node is not None:
+        if space.inputs_per_node is not None and not draws_inputs:
             raise InputError(
                 f"{type(self).__name__} measures whole architectures, but those of the space {space.name!r} keep only "
-                f"{space.inputs_per_node} inputs of each node, which no draw of operations chooses; use "
-                "nasbench201 or a mobile space, or criteria of the network alone."
+                f"{space.inputs_per_node} inputs of each node, which no draw of operations chooses; use nasbench201, a "
+                "mobile space, or the space unas with the relaxation Factorised, or criteria of the network alone."
             )
 
     @abstractmethod
@@ -105,7 +106,7 @@ class TableCost(Cost):
         """The name of the column."""
         return self.column
 
-    def check(self, space: SearchSpace) -> None:
+    def check(self, space: SearchSpace, draws_inputs: bool) -> None:
         """Checks that the table lists architectures of the space.
 
         Raises:

@@ -125,8 +125,9 @@ class Passes:
             discrete=discrete,
             relaxed=lambda rows: self._cross_entropies(parts, rows),
             alphas=tuple(self.architecture.parameters()),
+            penalty=self.architecture.penalty(self.choices),
             draw=lambda count: self.architecture.draw(self.choices, count, generator),
-            genotypes=lambda rows: genotypes(self.supernet.space, self.choices, rows),
+            genotypes=lambda rows: genotypes(self.supernet.space, rows),
             step=step,
             on_first=on_first,
             average=average,
@@ -200,7 +201,7 @@ class Passes:
 
         def disturbed(rows: Rows) -> Rows:
             assert smoothing is not None
-            is_open = {cell: open_mask(self.choices, cell, row) for cell, row in rows.items()}
+            is_open = {cell: open_mask(self.choices, cell, row.shape[-1], row.device) for cell, row in rows.items()}
             self.supernet.eval()
             with self.supernet.constant():
                 moved = smoothing(rows, is_open, loss, self.progress)

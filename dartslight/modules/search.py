@@ -63,7 +63,7 @@ class SearchModule(LightningModule):
     """Trains a supernet and its architecture parameters; a selection rule decides it afterwards.
 
     Args:
-        space: Name of the search space (nasbench201, darts, darts8, s1, s2, s3, s4, mobile, mobile_small), or the
+        space: Name of the search space (nasbench201, darts, darts8, s1, s2, s3, s4, unas, mobile, mobile_small), or the
             import path of your own.
         num_cells: Number of searched cells in the supernet; for NAS-Bench-201 in all three stages together, for mobile
             21 layers, for mobile_small 9.
@@ -189,12 +189,13 @@ class SearchModule(LightningModule):
         )
         check_space(
             self.space,
+            self.relaxation,
             [stage.num_cells for stage in self.stages],
             any(stage.partial_channels > 1 for stage in self.stages),
             auxiliary_skip is not None,
             drop_path,
         )
-        self.gradient.prepare(self.space)
+        self.gradient.prepare(self.space, self.relaxation)
         uses_sgd = [
             what
             for what, is_so in {
@@ -312,6 +313,7 @@ class SearchModule(LightningModule):
             learns=self.gradient.learns,
             untaught=timetable.untaught,
             is_over=is_over,
+            draws_inputs=self.relaxation.draws_inputs,
             sees=self.gradient.learns and not self.gradient.draws and any(timetable.teaches(epoch) for epoch in last),
         )
 

@@ -348,6 +348,7 @@ OPERATIONS: dict[str, Callable[[Setting], Operation]] = {
     "skip_connect": skip,
     "sep_conv_3x3": lambda s: SeparableConv(3, 1, 2, s),
     "sep_conv_5x5": lambda s: SeparableConv(5, 1, 2, s),
+    "sep_conv_7x7": lambda s: SeparableConv(7, 1, 2, s),
     "dil_conv_3x3": lambda s: SeparableConv(3, 2, 1, s),
     "dil_conv_5x5": lambda s: SeparableConv(5, 2, 1, s),
     "nor_conv_1x1": _conv(1),

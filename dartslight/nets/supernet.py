@@ -166,7 +166,7 @@ class Supernet(Network):
         masked = {}
         for cell, weights in mixing.items():
             ops = weights.shape[-1] - len(self.terms)
-            is_open = open_mask(choices, cell, weights[..., :ops])
+            is_open = open_mask(choices, cell, ops, weights.device)
             kept = is_open.any(dim=-1, keepdim=True).expand(-1, len(self.terms))
             masked[cell] = weights * torch.cat([is_open, kept], dim=-1)
         return masked
@@ -220,13 +220,16 @@ def _run_again(
     )
 
 
-def open_mask(choices: Choices, cell: str, like: Tensor) -> Tensor:
-    """Returns whether each operation of a cell type is open, (edges, ops), on the device of another tensor."""
-    return _open_mask(choices, cell, like.shape[-1], like.device)
-
-
 @functools.lru_cache(maxsize=256)  # a transfer to a GPU in every step would make the processor wait for it
-def _open_mask(choices: Choices, cell: str, num_ops: int, device: torch.device) -> Tensor:
+def open_mask(choices: Choices, cell: str, num_ops: int, device: torch.device) -> Tensor:
+    """Returns whether each operation of a cell type is open, (edges, ops).
+
+    Args:
+        choices: What is open.
+        cell: The cell type.
+        num_ops: The number of operations of its edges.
+        device: Where the mask will be.
+    """
     edges = choices.of(cell)
     with torch.inference_mode(False):
         mask = torch.zeros(len(edges), num_ops, dtype=torch.bool)

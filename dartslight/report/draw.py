@@ -52,7 +52,7 @@ _FAMILIES = (
 _CENTRED: Any = {"ha": "center", "va": "center"}
 _OTHER, _INK, _FAINT = "#333333", "#222222", "#8c8c8c"
 _SPACE_TITLES = {"nasbench201": "NAS-Bench-201", "darts": "DARTS", "darts8": "DARTS (8 operations)"}
-_SPACE_TITLES |= {"mobile": "Mobile", "mobile_small": "Mobile, small"}
+_SPACE_TITLES |= {"mobile": "Mobile", "mobile_small": "Mobile, small", "unas": "DARTS (UNAS' operations)"}
 
 _FONT, _LETTER = 9.0, 0.602  # size of the operations' type, and the width of a monospaced letter in that size
 _RADIUS, _BEND, _LANE = 15.0, 54.0, 32.0

@@ -19,6 +19,7 @@ from dartslight.selection.rule import (
     Supernet,
     Tuning,
     Variant,
+    schedule_of,
 )
 from dartslight.selection.saliency import FreeFlow, Grasp, Saliency, Snip
 from dartslight.selection.staged import Staged
@@ -51,4 +52,5 @@ __all__ = [
     "Supernet",
     "Tuning",
     "Variant",
+    "schedule_of",
 ]

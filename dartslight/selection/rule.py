@@ -45,6 +45,7 @@ class SearchPlan:
         untaught: Numbers of epochs after which the parameters are still as they were drawn, because of a warm-up.
         is_over: Whether it ended before this run, so that nothing can be decided on the way.
         sees: Whether architecture steps of its last epochs keep sensitivities.
+        draws_inputs: Whether the inputs of a node are drawn together, so that it can only be decided as a whole.
     """
 
     space: SearchSpace
@@ -54,6 +55,7 @@ class SearchPlan:
     untaught: frozenset[int] = frozenset()
     is_over: bool = False
     sees: bool = True
+    draws_inputs: bool = False
 
     def check_learned(self, rule: str, points: Sequence[int]) -> None:
         """Checks that mixing weights mean something.
@@ -120,8 +122,8 @@ class Decision:
 
     Args:
         cell: The cell type.
-        kind: Which ``edge`` is next, which ``operation`` stands on it, which ``operations`` are left on it, or which
-            ``inputs`` a node has.
+        kind: Which ``edge`` is next, which ``operation`` stands on it, which ``operations`` are left on it, which
+            ``inputs`` a node has, or which operation of which of them a ``slot`` of a node has.
         criterion: What the scores are: ``loss``, ``accuracy``, ``weight`` (of the mixing) or ``weight after epoch N``,
             ``sgas1`` or ``sgas2`` (of an edge), ``skips`` (a cell had too many) or ``random``.
         candidates: Everything that was measured, in the order of measuring.
@@ -132,7 +134,7 @@ class Decision:
     """
 
     cell: str
-    kind: Literal["edge", "operation", "operations", "inputs"]
+    kind: Literal["edge", "operation", "operations", "inputs", "slot"]
     criterion: str
     candidates: tuple[Candidate, ...]
     batches: int = 0
@@ -249,6 +251,9 @@ class Supernet(Protocol):
     def mixing(self, choices: Choices) -> Mixing:
         """Returns the mixing weights if these choices were the present ones."""
 
+    def slots(self, choices: Choices) -> Mixing | None:
+        """Returns the probability of each operation in each slot, (slots, edges, ops); None where nodes have none."""
+
     def measure(
         self, variants: Sequence[Variant], evaluation: Evaluation, race: Race | None = None
     ) -> list[Measurement]:
@@ -330,6 +335,25 @@ class Rule(ABC):
             seed: The run's seed.
         """
         return {}
+
+
+def schedule_of(rule: Rule, plan: SearchPlan) -> Schedule:
+    """Returns when a rule decides a search.
+
+    Args:
+        rule: The rule.
+        plan: The search.
+
+    Raises:
+        InputError: If it cannot decide such a search.
+    """
+    schedule = rule.schedule(plan)
+    if plan.draws_inputs and (schedule.tuning_epochs or min(schedule.points) < plan.epochs):
+        raise InputError(
+            f"{type(rule).__name__} decides during the search or trains between decisions, but this search draws all "
+            "of a node together; use a rule that decides everything after the search, such as Magnitude."
+        )
+    return schedule
 
 
 def nodes_to_thin(space: SearchSpace, cell: str) -> tuple[int, ...]:

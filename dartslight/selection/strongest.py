@@ -1,5 +1,7 @@
 """Rules that rank all operations at once and keep the strongest: magnitude, and random numbers as its control."""
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,6 +19,10 @@ class Magnitude(Rule):
     shows to be a poor measure of what an operation contributes. On the DARTS spaces ``none`` cannot be kept and each
     node keeps the two inputs whose kept operation is strongest; on NAS-Bench-201 every edge keeps its strongest
     operation, ``none`` included. The first of several equally strong ones wins.
+
+    Where nodes have slots (UNAS, `dartslight.strategies.Factorised`) each slot keeps its likeliest input and operation.
+    Two slots of a node with the same likeliest ones would be one operation; then the node keeps the likeliest two that
+    are not the same.
 
     With a threshold an architecture can keep less, as where the operations of an edge do not compete (FairDARTS, Chu et
     al., ECCV 2020, https://arxiv.org/abs/1911.12126). A node that keeps no input is zeros; the published code leaves it
@@ -44,12 +50,16 @@ class Magnitude(Rule):
 
     def decide(self, supernet: Supernet, point: int, seed: int) -> Outcome:
         """Decides every edge by the present mixing weights."""
-        strengths = mixing_weights(supernet.space, supernet.mixing(supernet.choices))
-        return keep_strongest(supernet.space, supernet.choices, strengths, "weight", self.threshold)
+        choices = supernet.choices
+        return keep_likeliest(
+            supernet.space, choices, supernet.mixing(choices), supernet.slots(choices), self.threshold
+        )
 
 
 class Random(Rule):
     """Draws an architecture uniformly: the control that every other rule must beat.
+
+    In a space whose nodes may read one input twice it draws among the architectures in which none does.
 
     Args:
         seed: Seed of the draw; null for the one of the run.
@@ -74,6 +84,58 @@ def mixing_weights(space: SearchSpace, mixing: Mixing) -> dict[str, np.ndarray]:
         mixing: The mixing weights.
     """
     return {cell.name: mixing[cell.name].detach().double().cpu().numpy()[:, : cell.num_ops] for cell in space.cells}
+
+
+def keep_likeliest(
+    space: SearchSpace, choices: Choices, mixing: Mixing, slots: Mixing | None, threshold: float | None = None
+) -> Outcome:
+    """Keeps what has the largest mixing weights: of each slot of the nodes, or of each edge where there are no slots.
+
+    Args:
+        space: The search space.
+        choices: What is open.
+        mixing: The mixing weights.
+        slots: The probability of each operation in each slot, (slots, edges, ops), or None.
+        threshold: The weight, or the probability in its slot, that a kept operation must exceed, or None.
+
+    Raises:
+        InputError: If nothing in a cell exceeds the threshold, or an edge that must stay does not.
+    """
+    if slots is None:
+        return keep_strongest(space, choices, mixing_weights(space, mixing), "weight", threshold)
+    decisions: list[Decision] = []
+    for cell in space.cells:
+        of_slots = slots[cell.name].detach().double().cpu().numpy()
+        for node in cell.nodes:
+            columns = {e: choices.of(cell.name)[e] for e in cell.edges_into(node)}
+            pairs = [(e, o) for e, own in columns.items() for o in choosable(space, cell, e, own)]
+            if len(pairs) <= len(of_slots):  # it is decided
+                continue
+            kept, found = _likeliest_pairs(cell, pairs, of_slots, threshold)
+            decisions += found
+            for e, own in columns.items():
+                for o in own:
+                    choices = choices if (e, o) in kept else choices.close((cell.name, e), o)
+        _check_reads(cell, choices, threshold)
+    return Outcome(choices, tuple(decisions))
+
+
+def _likeliest_pairs(
+    cell: Cell, pairs: Sequence[tuple[int, int]], slots: np.ndarray, threshold: float | None
+) -> tuple[set[tuple[int, int]], list[Decision]]:
+    """Returns the likeliest different pairs of an edge and an operation for the slots of a node, and the record."""
+    # No slot has to give way to more rivals than there are other slots.
+    rivals = [sorted(pairs, key=lambda pair: -own[pair])[: len(slots)] for own in slots]
+    different = [picked for picked in itertools.product(*rivals) if len(set(picked)) == len(picked)]
+    best = max(different, key=lambda picked: math.prod(own[p] for own, p in zip(slots, picked, strict=True)))
+    kept, decisions = set(), []
+    for own, pair in zip(slots, best, strict=True):
+        stays = threshold is None or own[pair] > threshold
+        kept |= {pair} if stays else set()
+        margin = float(own[pair] - max(own[p] for p in pairs if p not in best))
+        candidates = tuple(candidate(cell, *p, float(own[p]), stays and p == pair) for p in pairs)
+        decisions.append(Decision(cell.name, "slot", "weight", candidates, margin=margin))
+    return kept, decisions
 
 
 def keep_strongest(
@@ -114,12 +176,17 @@ def keep_strongest(
             if len(stay) < len(into):
                 decisions.append(inputs_decision(cell, kept, into, stay, criterion))
                 choices = choices.drop((cell.name, e) for e in into if e not in stay)
-        if threshold is not None and all(cell.edges[e].source >= cell.num_inputs for e in choices.kept(cell.name)):
-            raise InputError(
-                f"The {cell.name} cell would read none of its inputs, because no operation there has a weight above "
-                f"{threshold}; decide the search.ckpt of the run again with a lower threshold."
-            )
+        _check_reads(cell, choices, threshold)
     return Outcome(choices, tuple(decisions))
+
+
+def _check_reads(cell: Cell, choices: Choices, threshold: float | None) -> None:
+    """Raises InputError if a threshold has left a cell nothing of its inputs."""
+    if threshold is not None and all(cell.edges[e].source >= cell.num_inputs for e in choices.kept(cell.name)):
+        raise InputError(
+            f"The {cell.name} cell would read none of its inputs, because no operation there has a weight above "
+            f"{threshold}; decide the search.ckpt of the run again with a lower threshold."
+        )
 
 
 def choosable(space: SearchSpace, cell: Cell, edge: int, columns: Sequence[int]) -> Sequence[int]:

@@ -4,13 +4,13 @@ import importlib
 
 from dartslight.errors import InputError
 from dartslight.spaces.choices import Choices, EdgeKey
-from dartslight.spaces.darts import DARTS, DARTS8, S1, S2, S3, S4
+from dartslight.spaces.darts import DARTS, DARTS8, S1, S2, S3, S4, UNAS
 from dartslight.spaces.layouts import MOBILE_START, layout, mobile_cell
 from dartslight.spaces.mobile import MOBILE, MOBILE_SMALL
 from dartslight.spaces.nasbench201 import NASBENCH201
 from dartslight.spaces.space import Block, Cell, Edge, SearchSpace
 
-SPACES = {space.name: space for space in (NASBENCH201, DARTS, DARTS8, S1, S2, S3, S4, MOBILE, MOBILE_SMALL)}
+SPACES = {space.name: space for space in (NASBENCH201, DARTS, DARTS8, S1, S2, S3, S4, UNAS, MOBILE, MOBILE_SMALL)}
 """The spaces that the product brings along, by name."""
 
 
@@ -53,6 +53,7 @@ __all__ = [
     "S3",
     "S4",
     "SPACES",
+    "UNAS",
     "Block",
     "Cell",
     "Choices",

@@ -1,9 +1,11 @@
-"""The DARTS space and its reduced versions S1 to S4.
+"""The DARTS space, its reduced versions S1 to S4, and UNAS' version of it.
 
 Papers: DARTS (Liu et al., ICLR 2019, https://arxiv.org/abs/1806.09055); S1 to S4 (Zela et al., "Understanding and
-Robustifying Differentiable Architecture Search", ICLR 2020, https://arxiv.org/abs/1909.09656).
+Robustifying Differentiable Architecture Search", ICLR 2020, https://arxiv.org/abs/1909.09656); UNAS (Vahdat et al.,
+CVPR 2020, https://arxiv.org/abs/1912.07651).
 
 ``darts`` has the seven operations that SDARTS and DARTS-PT search over; ``darts8`` adds ``none``, as the original does.
+``unas`` has seven others, and its nodes may read one input through two operations.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +22,16 @@ DARTS_OPS = (
     "dil_conv_5x5",
 )
 
+UNAS_OPS = (
+    "skip_connect",
+    "sep_conv_3x3",
+    "max_pool_3x3",
+    "dil_conv_3x3",
+    "sep_conv_5x5",
+    "avg_pool_3x3",
+    "sep_conv_7x7",
+)
+
 _NUM_INPUTS, _NUM_NODES = 2, 4
 
 
@@ -29,13 +41,18 @@ def _cell(name: str, ops_of_edge: Callable[[int], Sequence[str]]) -> Cell:
     return Cell(name, _NUM_INPUTS, _NUM_NODES, "concat", edges)
 
 
-def _space(name: str, normal: Callable[[int], Sequence[str]], reduction: Callable[[int], Sequence[str]]) -> SearchSpace:
+def _space(
+    name: str,
+    normal: Callable[[int], Sequence[str]],
+    reduction: Callable[[int], Sequence[str]],
+    parallel: bool = False,
+) -> SearchSpace:
     cells = (_cell("normal", normal), _cell("reduction", reduction))
-    return SearchSpace(name, "darts", cells, inputs_per_node=2, none_selectable=False)
+    return SearchSpace(name, "darts", cells, inputs_per_node=2, none_selectable=False, parallel=parallel)
 
 
-def _same_everywhere(name: str, *ops: str) -> SearchSpace:
-    return _space(name, lambda _: ops, lambda _: ops)
+def _same_everywhere(name: str, *ops: str, parallel: bool = False) -> SearchSpace:
+    return _space(name, lambda _: ops, lambda _: ops, parallel)
 
 
 _SKIP, _MAX, _AVG = "skip_connect", "max_pool_3x3", "avg_pool_3x3"
@@ -80,3 +97,4 @@ S1 = _space("s1", _S1_NORMAL.__getitem__, _S1_REDUCTION.__getitem__)
 S2 = _same_everywhere("s2", _SKIP, _SEP3)
 S3 = _same_everywhere("s3", "none", _SKIP, _SEP3)
 S4 = _same_everywhere("s4", "noise", _SEP3)
+UNAS = _same_everywhere("unas", *UNAS_OPS, parallel=True)

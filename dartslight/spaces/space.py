@@ -87,6 +87,7 @@ class SearchSpace:
         cells: The cell types.
         inputs_per_node: How many edges into each node an architecture keeps, or None for all of them.
         none_selectable: Whether the operation ``none`` may stand in an architecture when magnitude selects.
+        parallel: Whether a node may read one input more than once, each time through another operation.
     """
 
     name: str
@@ -94,6 +95,7 @@ class SearchSpace:
     cells: tuple[Cell, ...]
     inputs_per_node: int | None
     none_selectable: bool
+    parallel: bool = False
 
     def cell(self, name: str) -> Cell:
         """Returns the cell type of that name.

@@ -5,6 +5,7 @@ from dartslight.strategies.combinations import check_combination, check_space
 from dartslight.strategies.curvature import hessian_product, largest_eigenvalue
 from dartslight.strategies.draws import Draw, Sampled, draw
 from dartslight.strategies.estimators import Estimator, GumbelSoftmax, Losses, Rebar, Reinforce
+from dartslight.strategies.factorised import Factorised
 from dartslight.strategies.gradients import (
     ArchitectureGradient,
     Bilevel,
@@ -28,6 +29,7 @@ __all__ = [
     "Draw",
     "Estimator",
     "Expectation",
+    "Factorised",
     "FiniteDifference",
     "FirstOrder",
     "Fixed",

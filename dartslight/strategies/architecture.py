@@ -1,7 +1,7 @@
 """The architecture parameters, in a small module of their own, apart from all operation weights."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from dartslight.genotype import Genotype
 from dartslight.nets import EdgeTerm, Mixing, open_mask
 from dartslight.spaces import Choices, SearchSpace
 from dartslight.strategies.draws import Draw, Sampled
+from dartslight.strategies.factorised import Factorised
 from dartslight.strategies.relaxations import Relaxation
 from dartslight.strategies.smoothing import Rows
 
@@ -62,12 +63,15 @@ class Architecture(nn.Module):
                 f"auxiliary_skip is {auxiliary_skip!r}, but it must be linear or cosine; give one of them, or null."
             )
         self.relaxation, self.auxiliary_skip, self.terms = relaxation, auxiliary_skip, tuple(terms)
+        self._of = {cell.name: relaxation.of(cell) for cell in space.cells}
+        self._num_ops = {cell.name: cell.num_ops for cell in space.cells}
         self.init_std = init_std
-        shapes = {cell.name: (len(cell.edges), cell.num_ops) for cell in space.cells}
-        self.alphas = nn.ParameterDict({name: init_std * torch.randn(shape) for name, shape in shapes.items()})
+        self.alphas = nn.ParameterDict(
+            {cell.name: init_std * torch.randn(relaxation.shape(cell)) for cell in space.cells}
+        )
         self.betas = nn.ParameterDict()
         if edge_normalisation:
-            self.betas.update({name: init_std * torch.randn(shape[0]) for name, shape in shapes.items()})
+            self.betas.update({cell.name: init_std * torch.randn(len(cell.edges)) for cell in space.cells})
         for cell in space.cells:
             nodes = torch.tensor([edge.node for edge in cell.edges])
             self.register_buffer(f"_meet_{cell.name}", nodes == nodes.unsqueeze(1), persistent=False)
@@ -118,12 +122,26 @@ class Architecture(nn.Module):
             count: Number of samples.
             generator: Draws the noise, on the device of the parameters; None for torch's own.
         """
-        relax = self.relaxation
-        assert isinstance(relax, Sampled)
-        return {
-            cell: relax.draw(alpha, open_mask(choices, cell, alpha), count, generator)
-            for cell, alpha in self.alphas.items()
-        }
+        draws = {}
+        for cell, alpha in self.alphas.items():
+            relax = self._of[cell]
+            assert isinstance(relax, Sampled)
+            draws[cell] = relax.draw(alpha, self._open(choices, cell), count, generator)
+        return draws
+
+    def slots(self, choices: Choices) -> dict[str, Tensor] | None:
+        """Returns the probability of each operation in each slot of the nodes, (slots, edges, ops); None without slots.
+
+        Args:
+            choices: The operations that are still open.
+        """
+        found = {}
+        for cell, alpha in self.alphas.items():
+            relax = self._of[cell]
+            if not isinstance(relax, Factorised):
+                return None
+            found[cell] = relax.slots(alpha, self._open(choices, cell))
+        return found
 
     def compose(self, rows: Rows, choices: Choices, progress: float) -> Mixing:
         """Returns the mixing weights of the supernet for weights of the operations.
@@ -133,7 +151,7 @@ class Architecture(nn.Module):
             choices: The operations that are still open.
             progress: Share of the search that is over, from 0 to 1.
         """
-        return {cell: self._composed(cell, row, open_mask(choices, cell, row), progress) for cell, row in rows.items()}
+        return {cell: self._composed(cell, row, self._open(choices, cell), progress) for cell, row in rows.items()}
 
     def penalty(self, choices: Choices) -> Tensor | None:
         """Returns what the relaxation adds to the validation loss for the undecided edges of all cell types, or None.
@@ -143,23 +161,31 @@ class Architecture(nn.Module):
         """
         if type(self.relaxation).penalty is Relaxation.penalty:  # which adds nothing
             return None
-        width = max(alpha.shape[1] for alpha in self.alphas.values())
-        alphas, masks = [], []
-        for cell, alpha in self.alphas.items():
-            is_open, room = open_mask(choices, cell, alpha), (0, width - alpha.shape[1])
-            alphas.append(F.pad(alpha, room))
-            masks.append(F.pad(is_open & (is_open.sum(dim=-1, keepdim=True) > 1), room))
-        return self.relaxation.penalty(torch.cat(alphas), torch.cat(masks))
+        # A relaxation that is the same for several cell types sees all of their edges at once.
+        found = []
+        for relax in dict.fromkeys(self._of.values()):
+            cells = [cell for cell, own in self._of.items() if own is relax]
+            masks = [self._open(choices, cell) for cell in cells]
+            if not relax.draws_inputs:
+                masks = [is_open & (is_open.sum(dim=-1, keepdim=True) > 1) for is_open in masks]
+            found.append(relax.penalty(_below([self.alphas[cell] for cell in cells]), _below(masks)))
+        penalties = [penalty for penalty in found if penalty is not None]
+        return torch.stack(penalties).sum() if penalties else None
+
+    def _open(self, choices: Choices, cell: str) -> Tensor:
+        """Whether each operation of a cell type is open, (edges, ops)."""
+        return open_mask(choices, cell, self._num_ops[cell], self.alphas[cell].device)
 
     def _rows(self, choices: Choices, progress: float | None) -> dict[str, Tensor]:
         """The weights of the operations: drawn at a place in the search, or those to measure with."""
         rows = {}
         for cell, alpha in self.alphas.items():
-            is_open = open_mask(choices, cell, alpha)
-            undecided = is_open.sum(dim=-1, keepdim=True) > 1
-            relax = self.relaxation
+            is_open, relax = self._open(choices, cell), self._of[cell]
             weights = relax(alpha, is_open) if progress is None else relax.sample(alpha, is_open, progress)
-            rows[cell] = torch.where(undecided, weights, is_open.to(alpha.dtype))
+            if not relax.draws_inputs:
+                undecided = is_open.sum(dim=-1, keepdim=True) > 1
+                weights = torch.where(undecided, weights, is_open.to(alpha.dtype))
+            rows[cell] = weights
         return rows
 
     def _composed(self, cell: str, row: Tensor, is_open: Tensor, progress: float) -> Tensor:
@@ -185,29 +211,46 @@ class Architecture(nn.Module):
         return (1 + math.cos(math.pi * progress)) / 2
 
 
-def genotypes(space: SearchSpace, choices: Choices, rows: Rows) -> list[Genotype]:
+def genotypes(space: SearchSpace, rows: Rows) -> list[Genotype]:
     """Returns the architectures of hard samples; equal ones are one object.
 
     Args:
         space: The search space.
-        choices: The operations that were open when they were drawn.
-        rows: A single 1 on each edge that is left, (samples, edges, ops) for each cell type.
+        rows: Weights above 0 for what was drawn or decided, 0 for the rest, (samples, edges, ops) for each cell type.
     """
-    columns = [row.argmax(dim=-1) for row in rows.values()]
-    edges = [(cell, e) for cell, row in rows.items() for e in range(row.shape[1])]
-    undecided = {(cell, e) for cell in rows for e in choices.undecided(cell)}
-    known: dict[tuple[int, ...], Genotype] = {}
+    places = [(cell, e, o) for cell, row in rows.items() for e in range(row.shape[1]) for o in range(row.shape[2])]
+    known: dict[tuple[bool, ...], Genotype] = {}
     found = []
     # In one piece, because the processor must wait for a GPU here.
-    for sample in torch.cat(columns, dim=1).tolist():
+    for sample in torch.cat([row.flatten(1) > 0 for row in rows.values()], dim=1).tolist():
         key = tuple(sample)
         if key not in known:
-            own = choices
-            for edge, op in zip(edges, sample, strict=True):
-                own = own.decide(edge, op) if edge in undecided else own
-            known[key] = Genotype.from_choices(space, own)
+            drawn = {place for place, is_drawn in zip(places, sample, strict=True) if is_drawn}
+            known[key] = Genotype.from_choices(space, _of_places(space, drawn))
         found.append(known[key])
     return found
+
+
+def _of_places(space: SearchSpace, places: Collection[tuple[str, int, int]]) -> Choices:
+    """Returns choices in which some operations are left, each by its cell type, edge and column."""
+    return Choices(
+        tuple(
+            (
+                cell.name,
+                tuple(
+                    tuple(o for o in range(len(edge.ops)) if (cell.name, e, o) in places)
+                    for e, edge in enumerate(cell.edges)
+                ),
+            )
+            for cell in space.cells
+        )
+    )
+
+
+def _below(tables: Sequence[Tensor]) -> Tensor:
+    """Returns tables one below the other, as wide as the widest of them."""
+    width = max(table.shape[1] for table in tables)
+    return torch.cat([F.pad(table, (0, width - table.shape[1])) for table in tables])
 
 
 def _drawn(rows: Rows, choices: Choices) -> Choices:

@@ -11,12 +11,18 @@ from dartslight.strategies.smoothing import Smoothing
 
 
 def check_space(
-    space: SearchSpace, num_cells: Sequence[int], partial_channels: bool, auxiliary_skip: bool, drop_path: float
+    space: SearchSpace,
+    relaxation: Relaxation,
+    num_cells: Sequence[int],
+    partial_channels: bool,
+    auxiliary_skip: bool,
+    drop_path: float,
 ) -> None:
     """Checks that a search can take place in a space.
 
     Args:
         space: The search space.
+        relaxation: How architecture parameters become mixing weights.
         num_cells: Number of searched cells in each stage.
         partial_channels: Whether operations see some channels only.
         auxiliary_skip: Whether edges have a skip connection that is never chosen.
@@ -25,6 +31,13 @@ def check_space(
     Raises:
         InputError: If it cannot.
     """
+    relaxation.check(space)
+    for name, is_asked in {"partial_channels": partial_channels, "auxiliary_skip": auxiliary_skip}.items():
+        if is_asked and relaxation.draws_inputs:
+            raise InputError(
+                f"{name} adds to every edge, but {type(relaxation).__name__} draws which edges there are; use Sampled, "
+                f"or leave {name} out."
+            )
     if space.macro != "mobile":
         return
     layers = len(space.cells)

@@ -24,12 +24,15 @@ _EDGE = 1e-3  # UNAS: uniform numbers stay this far from 0 and 1
 
 
 class Draw(NamedTuple):
-    """Some samples of the operations of all edges of one cell type; edges on which nothing is open have weights of 0.
+    """Some samples of one cell type, as weights of its operations, or as those of the variables that these come from.
+
+    Which variables there are is for the relaxation to say; usually each edge has one, whose values are its operations.
+    Variables of which nothing is open have weights of 0.
 
     Args:
-        hard: A single 1 on each edge, (samples, edges, ops).
-        relaxed: Weights that sum to 1, with their derivative by the parameters, (samples, edges, ops).
-        conditional: The same weights with their derivative given the hard samples, (samples, edges, ops).
+        hard: A single 1 for each variable, (samples, variables, values).
+        relaxed: Weights that sum to 1, with their derivative by the parameters, (samples, variables, values).
+        conditional: The same weights with their derivative given the hard samples, (samples, variables, values).
         log_probability: Logarithm of the probability of each hard sample, (samples,).
     """
 
@@ -40,7 +43,7 @@ class Draw(NamedTuple):
 
     @property
     def corrected(self) -> Tensor:
-        """The relaxed samples with the derivative of `relaxed` less that of `conditional`, (samples, edges, ops)."""
+        """The relaxed samples with the derivative of `relaxed` less that of `conditional`."""
         return self.relaxed - (self.conditional - self.conditional.detach())
 
 
@@ -55,14 +58,14 @@ def draw(
     """Returns samples of the categorical variables whose logits are the architecture parameters.
 
     Args:
-        alphas: The architecture parameters of one cell type, (edges, ops), or (samples, edges, ops).
-        is_open: Whether each operation can be drawn, (edges, ops).
+        alphas: The parameters of one cell type, (variables, values), or (samples, variables, values).
+        is_open: Whether each value can be drawn, (variables, values).
         count: Number of samples.
         temperature: Temperature of the relaxed samples.
         soften: What is added to every probability before they are divided by their sum, so that none vanishes.
         generator: Draws the noise, on the device of the parameters; None for torch's own.
     """
-    log_q = _log_probabilities(alphas, is_open, soften)
+    log_q = log_probabilities(alphas, is_open, soften)
     shape = (count, *alphas.shape[-2:])
     uniform = torch.rand(shape, generator=generator, dtype=alphas.dtype, device=alphas.device)
     noise = -uniform.clamp(_EDGE, 1 - _EDGE).log()
@@ -82,7 +85,14 @@ def draw(
     return Draw(hard, softened(log_times), softened(after_first), log_probability)
 
 
-def _log_probabilities(alphas: Tensor, is_open: Tensor, soften: float) -> Tensor:
+def log_probabilities(alphas: Tensor, is_open: Tensor, soften: float) -> Tensor:
+    """Returns the logarithm of the probability of each value, minus infinity where one of others is open.
+
+    Args:
+        alphas: The parameters, (variables, values), or (samples, variables, values).
+        is_open: Whether each value can be drawn, (variables, values).
+        soften: What is added to every probability before they are divided by their sum.
+    """
     log_q = torch.log_softmax(only_open(alphas, is_open), dim=-1)
     if not soften:
         return log_q
@@ -113,7 +123,7 @@ class Sampled(Relaxation):
 
     def __call__(self, alphas: Tensor, is_open: Tensor) -> Tensor:
         """Returns the probability of each operation."""
-        return _log_probabilities(alphas, is_open, self.soften).exp() * is_open
+        return log_probabilities(alphas, is_open, self.soften).exp() * is_open
 
     def draw(self, alphas: Tensor, is_open: Tensor, count: int, generator: torch.Generator | None = None) -> Draw:
         """Returns samples.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dartslight.spaces import SearchSpace
+from dartslight.strategies.relaxations import Relaxation
 
 Loss = Callable[[Sequence[Tensor] | None], Tensor]
 """A loss at some operation weights and the present architecture parameters.
@@ -93,11 +94,12 @@ class ArchitectureGradient(ABC):
     def __call__(self, problem: Any) -> tuple[Tensor, ...]:
         """Returns one gradient for each architecture parameter of the problem, on this device's part of the batches."""
 
-    def prepare(self, space: SearchSpace) -> None:  # noqa: B027 - most have nothing to learn
-        """Learns which space is searched, before the first step.
+    def prepare(self, space: SearchSpace, relaxation: Relaxation) -> None:  # noqa: B027 - most have nothing to learn
+        """Learns which space is searched and how, before the first step.
 
         Args:
             space: The search space.
+            relaxation: How architecture parameters become mixing weights.
 
         Raises:
             InputError: If the gradient has no meaning there.

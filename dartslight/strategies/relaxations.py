@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Gamma
 
 from dartslight.errors import InputError, check_least
+from dartslight.spaces import Cell, SearchSpace
 
 
 class Relaxation(ABC):
@@ -23,6 +24,37 @@ class Relaxation(ABC):
 
     sums_to_one = True
     """Whether the operations of an edge share a weight of 1."""
+
+    draws_inputs = False
+    """Whether it says which inputs a node has too, so that an edge has its weight only beside the others of its node.
+
+    A draw is then a whole architecture, and what is decided on one edge says nothing without the others."""
+
+    def check(self, space: SearchSpace) -> None:  # noqa: B027 - most can be used everywhere
+        """Checks that it has a meaning in a space.
+
+        Args:
+            space: The search space.
+
+        Raises:
+            InputError: If it has none.
+        """
+
+    def of(self, cell: Cell) -> "Relaxation":
+        """Returns the relaxation of one cell type; it may be the same for all.
+
+        Args:
+            cell: The cell type.
+        """
+        return self
+
+    def shape(self, cell: Cell) -> tuple[int, int]:
+        """Returns the shape of the architecture parameters of a cell type; by default (edges, ops).
+
+        Args:
+            cell: The cell type.
+        """
+        return len(cell.edges), cell.num_ops
 
     @abstractmethod
     def __call__(self, alphas: Tensor, is_open: Tensor) -> Tensor:

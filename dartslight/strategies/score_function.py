@@ -23,6 +23,7 @@ from dartslight.spaces import SearchSpace
 from dartslight.strategies.draws import Draw
 from dartslight.strategies.estimators import Estimator, Rebar
 from dartslight.strategies.gradients import ArchitectureGradient, derivatives
+from dartslight.strategies.relaxations import Relaxation
 from dartslight.strategies.smoothing import Rows
 
 
@@ -35,6 +36,7 @@ class Expectation:
         discrete: Tells the cross-entropies at hard samples.
         relaxed: Tells the cross-entropies at relaxed samples.
         alphas: The architecture parameters.
+        penalty: What the relaxation adds to the losses, or None.
         draw: Draws so many architectures to be measured, the same on all devices.
         genotypes: Turns hard samples into architectures.
         step: Number of architecture steps before this one.
@@ -47,6 +49,7 @@ class Expectation:
     discrete: Callable[[Rows], CrossEntropies]
     relaxed: Callable[[Rows], CrossEntropies]
     alphas: Sequence[Tensor]
+    penalty: Tensor | None
     draw: Callable[[int], Mapping[str, Draw]]
     genotypes: Callable[[Rows], Sequence[Genotype]]
     step: int
@@ -56,7 +59,7 @@ class Expectation:
 
 
 class ScoreFunction(ArchitectureGradient, nn.Module):
-    """The derivative of the expected criteria by an estimator; its relaxation must be `Sampled`.
+    """The derivative of the expected criteria by an estimator; its relaxation must be `Sampled` or `Factorised`.
 
     Costs are measured on samples of their own, and their derivative is estimated by an estimator of their own of the
     same kind, for which a surrogate takes the place of relaxed costs. It is fitted before the first step of the
@@ -96,14 +99,14 @@ class ScoreFunction(ArchitectureGradient, nn.Module):
         self.surrogates = nn.ModuleList()
         self._seen: dict[str, Tensor] = {}
 
-    def prepare(self, space: SearchSpace) -> None:
+    def prepare(self, space: SearchSpace, relaxation: Relaxation) -> None:
         """Makes a surrogate of each cost.
 
         Raises:
-            InputError: If a cost does not know the architectures of the space.
+            InputError: If a cost does not know the architectures of the space, or a draw is none of them.
         """
         for cost in self.costs:
-            cost.check(space)
+            cost.check(space, draws_inputs=relaxation.draws_inputs)
         features = sum(len(cell.edges) * cell.num_ops for cell in space.cells)
         self.surrogates = nn.ModuleList(Surrogate(features) for _ in self.costs)
 
@@ -113,6 +116,7 @@ class ScoreFunction(ArchitectureGradient, nn.Module):
         number = self._of_costs(problem) if self.costs else 0.0
         draws, average = problem.draws, problem.average
         number = number + self.of_losses(draws, self._at(problem.discrete), self._at(problem.relaxed), average)
+        number = number if problem.penalty is None else number + problem.penalty
         return derivatives(number, problem.alphas, problem.loss_scale)
 
     def seen(self) -> dict[str, Tensor]:
