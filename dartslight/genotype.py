@@ -198,14 +198,14 @@ class Genotype:
         return genotype
 
 
-def _undecided(space: SearchSpace, cell: Cell, choices: Choices) -> list[int]:
+def _undecided(space: SearchSpace, cell: Cell, choices: Choices) -> tuple[int, ...]:
     """The edges on which more is open than an architecture can have there."""
-    undecided = list(choices.undecided(cell.name))
+    undecided = choices.undecided(cell.name)
     if not space.parallel:
         return undecided
     columns = choices.of(cell.name)
     count = {node: sum(len(columns[e]) for e in cell.edges_into(node)) for node in cell.nodes}
-    return [e for e in undecided if count[cell.edges[e].node] > (space.inputs_per_node or 0)]
+    return tuple(e for e in undecided if count[cell.edges[e].node] > (space.inputs_per_node or 0))
 
 
 def _in_order(edges: Iterable[Edge]) -> tuple[Edge, ...]:

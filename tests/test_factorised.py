@@ -225,7 +225,7 @@ def test_the_whole_step_is_the_gradient_over_all_architectures(estimator: type[E
     found = torch.stack([estimate(module, batch, seed, 0) for seed in range(40)])
     varies = true != 0
     assert varies.sum() == 16
-    assert true[varies].abs().min() > 1e-3
+    assert true.abs().max() > 0.1
     away = (found.mean(dim=0) - true)[varies] * len(found) ** 0.5 / found.std(dim=0)[varies]
     assert (away.abs().max() < 4) == is_right, away
 

@@ -37,9 +37,14 @@ def average(space: SearchSpace, members: Sequence[Sequence[Decision]]) -> Outcom
         members: The decisions of each supernet, all by the same rule.
 
     Raises:
-        InputError: If the decisions do not score the same operations of every undecided edge, and the inputs of every
-            node that has too many.
+        InputError: If the decisions are of slots, or do not score the same operations of every undecided edge, and the
+            inputs of every node that has too many.
     """
+    if any(decision.kind == "slot" for decided in members for decision in decided):
+        raise InputError(
+            "The slots of nodes have no order in which those of several supernets could be averaged; decide the "
+            "search.ckpt of each by a rule that scores operations and average that, such as Sensitivity or LeaveOneOut."
+        )
     choices, decisions = Choices.everything(space), []
     for cell in space.cells:
         of_cell = [[d for d in decided if d.cell == cell.name] for decided in members]
