@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from children import start_devices, succeed
+from test_captured import Waits
 from test_configs import config
 from test_ddp import words_for
 from test_estimators import errors
@@ -186,6 +187,18 @@ def test_the_estimators_are_right_of_slots_too(seed: int) -> None:
     assert errors({"cell": reinforce}, {"cell": true}).max() < 4
     assert errors({"cell": gumbel}, {"cell": true}).max() > 10
     assert rebar.var(dim=0).sum() < reinforce.var(dim=0).sum()
+
+
+def test_draws_and_their_penalty_wait_for_no_value() -> None:
+    architecture, choices = Architecture(UNAS, Factorised(soften=0.1), 0.5), Choices.everything(UNAS)
+    architecture(choices)  # what is made once
+    with Waits() as waits:
+        draws = architecture.draw(choices, 5)
+        number = sum(own.corrected.square().sum() + own.log_probability.sum() for own in draws.values())
+        number = number + architecture.penalty(choices) + sum(row.sum() for row in architecture(choices).values())
+        torch.autograd.grad(number, list(architecture.parameters()))
+    assert waits.count > 20
+    assert waits.seen == []
 
 
 class Convolutions(Cost):
