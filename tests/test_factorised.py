@@ -28,6 +28,7 @@ from dartslight.genotype import Genotype
 from dartslight.modules import SearchModule
 from dartslight.nets import DiscreteNetwork
 from dartslight.selection import LeaveOneOut, Magnitude, Perturbation, SearchPlan, schedule_of
+from dartslight.selection.average import average
 from dartslight.spaces import SPACES, UNAS, Cell, Choices, Edge, SearchSpace
 from dartslight.strategies import (
     Architecture,
@@ -322,6 +323,12 @@ def test_slots_that_agree_keep_the_likeliest_two() -> None:
     edges = [i for i, edge in enumerate(cell.edges) if edge.node == 2]
     assert network(torch.randn(2, 3, 16, 16))[0].shape == (2, 5)
     assert len({id(network.blocks[0].operation(e, 0)) for e in edges}) == 2
+
+
+def test_slots_of_several_supernets_are_not_averaged() -> None:
+    _, outcome = decided(torch.zeros(16, 7))
+    with pytest.raises(InputError, match="The slots of nodes have no order"):
+        average(UNAS, [outcome.decisions, outcome.decisions])
 
 
 def test_a_threshold_is_for_slots() -> None:

@@ -13,7 +13,8 @@ EdgeKey = tuple[str, int]
 class Choices:
     """The columns of the architecture parameters that can still be chosen, for each cell type and edge.
 
-    An edge with one open operation is decided; an edge with none is gone. Every change gives a new value.
+    An edge with one open operation is decided; an edge with none is gone. Where a node may read one input through
+    several operations, it is decided when no more are left than it has inputs. Every change gives a new value.
 
     Args:
         open: Pairs of a cell type and, for each of its edges, the open columns in ascending order.
