@@ -124,7 +124,8 @@ class Factorised(Sampled):
         if not self.duplicate_weight:
             return None
         first, second = self.slots(alphas, is_open)
-        return self.duplicate_weight * (first * second * ~self._is_decided(is_open)).sum()
+        probability: Tensor = (first * second * ~self._is_decided(is_open)).sum()
+        return self.duplicate_weight * probability
 
     def _is_decided(self, is_open: Tensor) -> Tensor:
         """Whether the node of each edge has no more operations left than slots, (edges, 1)."""
@@ -143,7 +144,8 @@ class Factorised(Sampled):
             variables: The weights of the values of the variables, (..., variables, values).
         """
         cell = self._of_cell
-        nodes = variables.unflatten(-2, (cell.num_nodes, SLOTS, 2)).unbind(dim=-4)
+        shape = (*variables.shape[:-2], cell.num_nodes, SLOTS, 2, variables.shape[-1])
+        nodes = variables.reshape(shape).unbind(dim=-4)
         return torch.cat(
             [
                 own[..., 0, : len(cell.edges_into(node)), None] * own[..., 1, None, : cell.num_ops]
