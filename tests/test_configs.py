@@ -29,7 +29,12 @@ ELSEWHERE = ["cifar10/retrain_small", "cluster/gpus", "cluster/nodes", "cluster/
 
 # What has been published, space by space; the same names stand behind each other space.
 
-IN_ALL_SPACES = ["first-order_magnitude", "first-order_perturbation", "blank_perturbation"]
+IN_ALL_SPACES = [
+    "first-order_magnitude",
+    "first-order_perturbation",
+    "blank_perturbation",
+    "first-order_sgas-perturbation",
+]
 SMOOTHED = [f"sdarts-{kind}_{selection}" for kind, selection in product(("rs", "adv"), ("magnitude", "perturbation"))]
 ROBUST = ["second-order_magnitude", "second-order_curvature-stop", "r-darts-dp_magnitude", "r-darts-l2_magnitude"]
 SINGLE = ["pc-darts_magnitude", "darts-minus_magnitude"]
@@ -40,7 +45,6 @@ PUBLISHED = {
         *SMOOTHED,
         "first-order_progressive-magnitude",
         "first-order_sgas1",
-        "first-order_sgas-perturbation",
         "fairdarts_magnitude",
         "drnas_staged",
     ],
@@ -50,6 +54,7 @@ PUBLISHED = {
         "second-order_magnitude",
         "first-order_sgas1",
         "first-order_sgas2",
+        "first-order_sgas-perturbation",
         "r-darts-l2_magnitude",
         "gdas_magnitude",
         "p-darts_staged",
@@ -93,6 +98,7 @@ DARTS_PT = {
     "padding": 4,
     "flip": True,
     "cutout": 0,
+    "cutout_epochs": 0,
     "augment_val": True,
 }
 SPACES = {"nasbench201": {"num_cells": 15, "max_epochs": 100}}
@@ -115,7 +121,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "pc-darts": PC_DARTS,
     "nasbench201_pc-darts": {**PC_DARTS, "max_epochs": 50},
     "darts-minus": {"auxiliary_skip": "linear"},
-    "r-darts-dp": {"gradient": "FiniteDifference", "drop_path": 0.2, "cutout": 16},
+    "r-darts-dp": {"gradient": "FiniteDifference", "drop_path": 0.2, "cutout": 16, "cutout_epochs": 50},
     "r-darts-l2": {"gradient": "FiniteDifference", "weight_decay": 27e-4},
     "fairdarts": {
         "relaxation": "Sigmoid",

@@ -51,6 +51,8 @@ def test_the_epochs_of_a_search_are_shared_equally() -> None:
     assert [e for e in range(76) if timetable.begins_stage(e)] == [25, 50]
     assert timetable.progress(30) == 0.4
     assert timetable.progress(80) == 1
+    assert [timetable.position(e) for e in (0, 37, 74, 75)] == [0, 0.5, 1, 1]
+    assert Timetable([Stage(5)], 1).position(0) == 0
 
 
 def test_one_learning_rate_schedule_runs_through_widened_stages() -> None:
@@ -73,7 +75,7 @@ def test_parameters_are_untaught_until_a_warm_up_is_over() -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", [Magnitude(), Perturbation(criterion="weight"), Staged([]), CurvatureStop(min_epoch=2)]
+    "rule", [Magnitude(), Perturbation(criterion="weight"), Staged([]), CurvatureStop(min_epoch=20)]
 )
 def test_rules_that_go_by_weights_refuse_those_of_a_warm_up(rule: Rule) -> None:
     space = SPACES["nasbench201"]
@@ -88,6 +90,10 @@ def test_rules_that_decide_on_the_way_refuse_points_in_a_warm_up() -> None:
         Sgas().schedule(SearchPlan(space, 50, (50,), untaught=frozenset(range(1, 11))))
     with pytest.raises(InputError, match="Staged goes by the mixing weights after 25 epochs"):
         Staged([3]).schedule(SearchPlan(space, 50, (50,), untaught=frozenset(range(1, 26))))
+    # The first end is after 22 epochs, with the architecture of epoch 10.
+    CurvatureStop().schedule(SearchPlan(space, 50, (50,), untaught=frozenset(range(1, 10))))
+    with pytest.raises(InputError, match="CurvatureStop goes by the mixing weights after 10 epochs"):
+        CurvatureStop().schedule(SearchPlan(space, 50, (50,), untaught=frozenset(range(1, 16))))
 
 
 def test_dropout_falls_linearly_then_exponentially() -> None:
