@@ -49,9 +49,9 @@ def nearly_decided(space: SearchSpace) -> Choices:
 class Walk(Callback):
     """After a batch in every stage lets each rule that may take two decisions, with another batch between them.
 
-    The batches of the stages see everything open. The rules begin where most is decided already, which takes a fraction
-    of the time. A rule that decides all at once takes no batch afterwards, as in a run. The epochs between are left out:
-    what depends on the place in the search is computed from the number of the epoch.
+    The batches of the stages see everything open. The rules begin where most is decided, which takes a fraction of the
+    time. A rule that decides all at once takes no batch afterwards, as in a run. The epochs between are left out: what
+    depends on the place in the search is computed from the number of the epoch.
     """
 
     def __init__(self, strategy: str, space: str) -> None:

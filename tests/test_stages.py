@@ -12,7 +12,7 @@ from test_strategies_in_training import MAGNITUDE, TINY, fit, newest
 from dartslight.cli import main
 from dartslight.errors import InputError
 from dartslight.modules.timetable import Stage, Timetable, check_stages
-from dartslight.nets import OPERATIONS, Setting, Source, Supernet, widen
+from dartslight.nets import OPERATIONS, Drop, Setting, Source, Supernet, widen
 from dartslight.nets.weighted_sum import value
 from dartslight.selection import CurvatureStop, Magnitude, Perturbation, Rule, SearchPlan, Sgas, Staged
 from dartslight.spaces import SPACES, Choices
@@ -104,6 +104,28 @@ def test_dropout_falls_linearly_then_exponentially() -> None:
     assert timetable.skip_dropout(10) == pytest.approx(0.1)
     assert timetable.skip_dropout(25 + 15) == pytest.approx(0.4 * math.exp(-1))
     assert timetable.skip_dropout(50) == 0
+
+
+def test_dropout_takes_numbers_of_skip_connections_alone() -> None:
+    torch.manual_seed(0)
+    space = SPACES["nasbench201"]
+    cell = Supernet(space, 3, 4, 10, terms=("auxiliary_skip",)).blocks[0]
+    x = torch.randn(8, 4, 16, 16).contiguous(memory_format=torch.channels_last)
+    weights = [[torch.full((4,), w) for w in (0.5,) * 5 + (0.0,)] for _ in range(6)]
+    edge = Choices.everything(space).drop([("cell", e) for e in range(6) if e != 3])  # from the first node to the last
+
+    def output(op: int, skip: float) -> torch.Tensor:
+        return cell([Source(x)], weights, edge.decide(("cell", 3), op).of("cell"), Drop(skip=skip)).x
+
+    dropped = output(1, 0.4)
+    assert float((dropped == 0).float().mean()) == pytest.approx(0.4, abs=0.02)
+    torch.testing.assert_close(dropped[dropped != 0], (0.5 / 0.6 * x)[dropped != 0])
+    for op in (2, 3, 4):
+        assert torch.equal(output(op, 0.4), output(op, 0.0))
+    weights[3][5].fill_(0.5)
+    torch.testing.assert_close(output(0, 0.4), 0.5 * x)  # the auxiliary skip is no operation
+    cell.eval()
+    torch.testing.assert_close(output(1, 0.4), x)
 
 
 @pytest.mark.parametrize(
