@@ -11,9 +11,20 @@ from test_command_line import CONFIGS
 
 from dartslight.callbacks import Selector
 from dartslight.cli import main
+from dartslight.criteria import GeneralisationGap
 from dartslight.errors import InputError
 from dartslight.genotype import Genotype
 from dartslight.run_folder import folder_of
+from dartslight.selection import CurvatureStop, Magnitude, Perturbation, Sgas
+from dartslight.strategies import (
+    AdversarialSmoothing,
+    Dirichlet,
+    FiniteDifference,
+    Gumbel,
+    RandomSmoothing,
+    Sampled,
+    Sigmoid,
+)
 from dartslight.training_cli import DartslightCLI, run_training
 
 BASES = ["cifar10", "cifar100", "svhn"]
@@ -321,6 +332,42 @@ def test_what_does_not_go_together_cannot_begin(built: Any, name: str, word: str
 def test_a_base_has_the_settings_of_darts_pt(built: Any, name: str) -> None:
     found = settings(built(*config(f"{name}/base")).config["fit"].as_dict())
     assert {key: found[key] for key in DARTS_PT} == DARTS_PT
+
+
+@pytest.mark.parametrize(
+    ("part", "published"),
+    [
+        (Sigmoid(), {"zero_one_weight": 10.0, "zero_one_loss": "l2"}),
+        (Gumbel(), {"start_temperature": 10.0, "end_temperature": 0.1}),
+        (Dirichlet(), {"divergence_weight": 0.0}),
+        (Sampled(), {"temperature": 0.4, "soften": 0.0}),
+        (GeneralisationGap(), {"weight": 0.5}),
+        (RandomSmoothing(), {"start_radius": 0.03, "end_radius": 0.3}),
+        (AdversarialSmoothing(), {"start_radius": 0.03, "end_radius": 0.3, "steps": 7}),
+        (FiniteDifference(), {"radius": 0.01}),
+        (Sgas(), {"criterion": 1, "warmup_epochs": 10, "interval": 5, "history": 4, "perturbation": None}),
+        (
+            CurvatureStop(),
+            {"every": 2, "window": 5, "lag": 4, "ratio": 1.3, "min_epoch": 10, "batches": 1},
+        ),
+        (Magnitude(), {"threshold": None}),
+        (
+            Perturbation("official").tuning(),
+            {"learning_rate": 0.0025, "schedule": "constant", "warm_momentum": False, "train_alphas": True},
+        ),
+        (Perturbation("official"), {"interval": 5, "interleave": "normal_then_reduce", "tune_after_last": True}),
+        (
+            Perturbation("official").settings,
+            {
+                **{"criterion": "accuracy", "order": "random", "paired": False, "mask": "raw", "edge_mode": "reg"},
+                **{"exclude_none": False, "eval_bn": "batch_update", "eval_transform": "train", "eval_batches": None},
+            },
+        ),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else type(value).__name__,
+)
+def test_what_configurations_leave_to_a_method_is_as_published(part: Any, published: dict[str, Any]) -> None:
+    assert {name: getattr(part, name) for name in published} == published
 
 
 def test_the_protocol_of_the_paper_is_one_of_the_combinations(built: Any) -> None:
