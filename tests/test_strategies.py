@@ -897,10 +897,14 @@ def test_an_attack_stays_in_its_radius_and_raises_the_loss(progress: float) -> N
         evaluated.append(at["cell"].detach())
         return (slopes * at["cell"]).sum() + at["cell"].square().sum()
 
+    torch.manual_seed(9)
     moved = attack(rows, is_open, loss, progress)["cell"]
     radius = (0.03, 0.3)[int(progress)]
     undecided = is_open["cell"].sum(dim=1) > 1
     assert len(evaluated) == 7 + 2
+    torch.manual_seed(9)
+    start = (before + (2 * torch.rand(200, 5) - 1) * radius).clamp(0, 1) * is_open["cell"]  # anywhere in the ball
+    torch.testing.assert_close(evaluated[0][undecided], (start / start.sum(dim=1, keepdim=True))[undecided])
     for at in [*evaluated, moved]:
         assert all(is_within(p, q, radius) for p, q in zip(before, at, strict=True))
         assert torch.equal(at[~undecided], before[~undecided])
