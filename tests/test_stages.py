@@ -19,7 +19,7 @@ from dartslight.spaces import SPACES, Choices
 from dartslight.strategies import Architecture, Softmax
 
 GROWING = [
-    "--model.space=darts",
+    "--model.space=s2",
     f"--model.stages={json.dumps([{'num_cells': 3, 'skip_dropout': 0.3}, {'num_cells': 5, 'skip_dropout': 0.6}])}",
     "--model.alpha_warmup_epochs=1",
     "--model.min_learning_rate=0",
