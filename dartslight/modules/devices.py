@@ -32,8 +32,10 @@ def share_statistics(trainer: Trainer, network: nn.Module) -> None:
         trainer: The trainer.
         network: The network.
     """
+    if trainer.world_size == 1:  # there are thousands of modules to ask, in each step
+        return
     running = [b for b in network.buffers() if b.dtype.is_floating_point]
-    if running and trainer.world_size > 1:
+    if running:
         for buffer, mean in zip(running, average(trainer, running), strict=True):
             buffer.copy_(mean)
 
