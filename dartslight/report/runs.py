@@ -75,6 +75,14 @@ class Run:
         """Whether it searches, rather than retrains."""
         return "RetrainModule" not in str(_dict(self.config.get("model")).get("class_path"))
 
+    @property
+    def network_size(self) -> tuple[int, int] | None:
+        """Cells and channels of the network that it retrains, or None for a search, which leaves them open."""
+        if self.is_search or self.genotype is None:
+            return None
+        cells, channels = self.genotype.published_size
+        return int(self.settings.get("num_cells") or cells), int(self.settings.get("init_channels") or channels)
+
     @cached_property
     def key(self) -> tuple[tuple[str, str], ...]:
         """All settings in which runs of one method agree, as names and values in order."""
