@@ -127,6 +127,8 @@ def test_runs_of_one_method_are_one_row(runs: Path, page: str) -> None:
         ("DARTS, first order: Magnitude", "2"),
     ]
     last = [float(rows_of(runs / f"seed_{s}" / "version_0" / "metrics.csv")[1]["val/accuracy"]) for s in (0, 1)]
+    assert "decisions within the noise" in rows[0]
+    assert rows[1]["decisions within the noise"] == ""  # of which magnitude knows nothing
     assert rows[0]["validation accuracy"] == f"{np.mean(last):.4g} ± {np.std(last, ddof=1):.2g}"
 
 
@@ -230,11 +232,19 @@ def test_methods_are_compared_on_common_seeds(tmp_path: Path) -> None:
     expected = permutation_test(
         (differences,), lambda x, axis: x.mean(axis=axis), permutation_type="samples", n_resamples=np.inf
     ).pvalue
+    made(tmp_path, "Sensitivity", 1, 0.5)
+    (tmp_path / "Sensitivity_1" / "metrics.csv").unlink()
     write_report([str(tmp_path)], tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text()
-    assert f"{differences.mean():+.4g}, more in {(differences > 0).sum()} of 4, p = {expected:.3f}" in html.unescape(
-        text
-    )
+    said = f"{differences.mean():+.4g}, more in {(differences > 0).sum()} of 4, p = {expected:.3f}"
+    assert said in html.unescape(text)
+    assert "DARTS, first order: Sensitivity,1,,\n" in text  # nothing to compare
+    (chart,) = re.findall(r'<svg class="chart".*?</svg>', text)
+    dots = [float(value) for value in re.findall(r'class="dot"[^>]*><title>([\d.]+)', chart)]
+    assert dots == [*first, *second]
+    means = [float(x) for x in re.findall(r'class="mean" x1="([\d.]+)"', chart)]
+    places = [float(x) for x in re.findall(r'class="dot" cx="([\d.]+)"', chart)]
+    np.testing.assert_allclose(means, [np.mean(places[:5]), np.mean(places[5:])], atol=0.1)
 
 
 @pytest.mark.parametrize("count", [4, 9])
@@ -244,6 +254,14 @@ def test_sign_flip_is_the_exact_permutation_test(count: int) -> None:
     assert sign_flip(list(differences)) == pytest.approx(exact.pvalue)
     assert sign_flip([0.3]) == 1.0
     assert sign_flip([1.0] * 20) == pytest.approx(2**-16, abs=2**-15)
+
+
+def test_what_decides_without_training_is_called_so(tmp_path: Path) -> None:
+    made(tmp_path, "FreeDarts", 0, 0.5)
+    config = yaml.safe_load((tmp_path / "FreeDarts_0" / "config.yaml").read_text())
+    config["selection"]["init_args"]["score"] = {"class_path": "dartslight.selection.Snip"}
+    write_whole(tmp_path / "FreeDarts_0" / "config.yaml", yaml.safe_dump(config))
+    assert read_run(tmp_path / "FreeDarts_0").method == "without training: FreeDarts (Snip)"
 
 
 def test_methods_that_share_a_name_tell_what_they_differ_in(tmp_path: Path) -> None:

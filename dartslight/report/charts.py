@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -151,6 +152,39 @@ def bar_chart(title: str, bars: Sequence[Bar], width: int = _WIDTH) -> str:
             )
         parts.append(f'<text class="tick" x="{width - right + 8:.1f}" y="{y + 11}">{escape(bar.note)}</text>')
     parts.append(f'<line class="axis" x1="{across(0):.1f}" x2="{across(0):.1f}" y1="24" y2="{height - 2}"/>')
+    return _svg(width, height, title, parts)
+
+
+def dot_chart(title: str, rows: Mapping[str, Sequence[float]], width: int = _WIDTH) -> str:
+    """Draws the values of several groups as dots, and the mean of each as an upright line.
+
+    Args:
+        title: What the values are.
+        rows: The values of each group.
+        width: Width in pixels.
+    """
+    ticks = _ticks(min(map(min, rows.values())), max(map(max, rows.values())))
+
+    def across(value: float) -> float:
+        return 20 + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (width - 44)
+
+    height = 52 + 36 * len(rows)
+    parts = [f'<text class="title" x="8" y="16">{escape(title)}</text>']
+    for tick in ticks:
+        x = f"{across(tick):.1f}"
+        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="26" y2="{height - 22}"/>')
+        parts.append(f'<text class="tick" x="{x}" y="{height - 8}" text-anchor="middle">{_text(tick)}</text>')
+    for i, (name, values) in enumerate(rows.items()):
+        y, mean = 54 + 36 * i, statistics.fmean(values)
+        letters = int((width - 16) / _LETTER)
+        shown = name if len(name) <= letters else f"{name[: letters - 1]}…"
+        parts.append(f'<text class="tick" x="8" y="{y - 13}">{escape(shown)}</text>')
+        parts += [
+            f'<circle class="dot" cx="{across(value):.1f}" cy="{y}" r="4"><title>{value:.6g}</title></circle>'
+            for value in values
+        ]
+        x = f"{across(mean):.1f}"
+        parts.append(f'<line class="mean" x1="{x}" x2="{x}" y1="{y - 8}" y2="{y + 8}"/>')
     return _svg(width, height, title, parts)
 
 

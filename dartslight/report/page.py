@@ -17,7 +17,7 @@ from dartslight import __version__
 from dartslight.benchmarks import Table
 from dartslight.genotype import Genotype
 from dartslight.nets import DiscreteNetwork
-from dartslight.report.charts import COLOURS, Bar, Look, Points, bar_chart, line_chart
+from dartslight.report.charts import COLOURS, Bar, Look, Points, bar_chart, dot_chart, line_chart
 from dartslight.report.draw import drawing
 from dartslight.report.marks import family_colour
 from dartslight.report.runs import Run, Taken, find_runs
@@ -82,23 +82,36 @@ def _comparison(groups: Mapping[str, Sequence[Run]], table: Table | None) -> dic
     """Returns one row for each method: mean and deviation of each quantity, and a paired test against the first."""
     quantities = _quantities([run for members in groups.values() for run in members], table)
     first = next(iter(groups.values()))
-    header = ["method", "runs", *quantities]
-    if len(groups) > 1:
-        header += [f"{name}: against the first" for name in quantities if _is_judged(name)]
-    rows = []
+    judged = [name for name in quantities if _is_judged(name) and len(groups) > 1]
+    header = ["method", "runs", *quantities, *(f"{name}: against the first" for name in judged)]
+    rows, shown = [], []
     for name, members in groups.items():
-        row = [name, str(len(members))]
-        row += [_spread([v for run in members if (v := measure(run)) is not None]) for measure in quantities.values()]
-        if len(groups) > 1:
-            row += [_against(members, first, m) for quantity, m in quantities.items() if _is_judged(quantity)]
-        rows.append(row)
+        spreads = {q: _spread(_values(members, measure)) for q, measure in quantities.items()}
+        against = {q: _against(members, first, quantities[q]) for q in judged}
+        rows.append([name, str(len(members)), *spreads.values(), *against.values()])
+        shown.append((name, len(members), [(spread, against.get(q, "")) for q, spread in spreads.items()]))
     markdown = "\n".join(
         "| " + " | ".join(cell.replace("|", "/") for cell in line) + " |"
         for line in (header, ["---"] * len(header), *rows)
     )
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return {"header": header, "rows": rows, "markdown": markdown, "csv": text.getvalue()}
+    return {
+        "quantities": list(quantities),
+        "rows": shown,
+        "charts": [dot_chart(name, _dots(groups, quantities[name])) for name in quantities if _is_judged(name)],
+        "markdown": markdown,
+        "csv": text.getvalue(),
+    }
+
+
+def _values(members: Sequence[Run], measure: Callable[[Run], float | None]) -> list[float]:
+    return [value for run in members if (value := measure(run)) is not None]
+
+
+def _dots(groups: Mapping[str, Sequence[Run]], measure: Callable[[Run], float | None]) -> dict[str, list[float]]:
+    values = {name: _values(members, measure) for name, members in groups.items()}
+    return {name: own for name, own in values.items() if own}
 
 
 def _is_judged(name: str) -> bool:
@@ -118,18 +131,22 @@ def _quantities(runs: Sequence[Run], table: Table | None) -> dict[str, Callable[
             is_listed = run.genotype is not None and run.genotype.space == "nasbench201"
             return table.value(run.genotype.to_nasbench201(), column) if is_listed and run.genotype else None
 
-        known[f"true {column}"] = look_up
+        known[f"true {column}" if column not in ("params", "macs") else column] = look_up
     known["skips"] = lambda run: None if run.genotype is None else float(sum(count_skips(run.genotype).values()))
-    known["decisions within the noise"] = lambda run: (
-        float(sum(taken.is_clear is False for taken in run.decisions)) if run.decisions else None
-    )
+    known["decisions within the noise"] = lambda run: None if (count := _unclear(run)) is None else float(count)
     known["seconds"] = lambda run: _seconds(run) or None
     return {name: measure for name, measure in known.items() if any(measure(run) is not None for run in runs)}
 
 
+def _unclear(run: Run) -> int | None:
+    """Returns how many decisions are within the noise, or None where no noise was measured."""
+    known = [taken.is_clear for taken in run.decisions if taken.is_clear is not None]
+    return known.count(False) if known else None
+
+
 def _against(members: Sequence[Run], first: Sequence[Run], measure: Callable[[Run], float | None]) -> str:
     """Compares two methods on the seeds that both have."""
-    if members is first:
+    if members is first or not _values(members, measure):
         return ""
     reference: dict[int | None, float | None] = {run.seed: measure(run) for run in first if run.seed is not None}
     differences = []
@@ -174,7 +191,8 @@ def _run(run: Run, method: str, table: Table | None) -> dict[str, Any]:
         "alphas": _alpha_charts(run),
         "decisions": [_decision(i, taken) for i, taken in enumerate(run.decisions)],
         "disagreements": sum(_disagrees(taken) for taken in run.decisions),
-        "unclear": sum(taken.is_clear is False for taken in run.decisions),
+        "is_weighed": any(taken.by_magnitude for taken in run.decisions),
+        "unclear": _unclear(run),
         "costs": _costs(run),
         "config": yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True),
         "versions": run.versions,

@@ -101,9 +101,12 @@ class Run:
         parts = [_class_name(self.settings.get(part)) for part in ("relaxation", "gradient", "smoothing")]
         selection = _dict(self.config.get("selection"))
         init = _dict(selection.get("init_args"))
-        words = [str(init[k]) for k in ("preset", "criterion", "source") if init.get(k) is not None]
+        words = [_class_name(init["score"])] if init.get("score") else []
+        words += [str(init[k]) for k in ("preset", "criterion", "source") if init.get(k) is not None]
         rule = _class_name(selection) + (f" ({', '.join(words)})" if words else "")
         strategy = " + ".join(part for part in parts if part) or "DARTS, first order"
+        if _class_name(selection) == "FreeDarts":
+            strategy = "without training"
         several = f", {self.members} supernets averaged" if self.members else ""
         return f"{strategy}: {rule or 'no selection'}{several}"
 
