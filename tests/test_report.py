@@ -239,7 +239,7 @@ def test_methods_are_compared_on_common_seeds(tmp_path: Path) -> None:
     said = f"{differences.mean():+.4g}, more in {(differences > 0).sum()} of 4, p = {expected:.3f}"
     assert said in html.unescape(text)
     assert '"DARTS, first order: Sensitivity",1,,\n' in html.unescape(text)  # nothing to compare
-    (chart,) = re.findall(r'<svg class="chart".*?</svg>', text)
+    chart = re.findall(r'<svg class="chart".*?</svg>', text)[0]
     dots = [float(value) for value in re.findall(r'class="dot"[^>]*><title>([\d.]+)', chart)]
     assert dots == [*first, *second]
     means = [float(x) for x in re.findall(r'class="mean" x1="([\d.]+)"', chart)]

@@ -264,6 +264,7 @@ def draw_cells(*genotypes: Genotype, names: Sequence[str] = (), networks: Sequen
             top = height
             for panel in panels:
                 top -= panel.height
+                panel.width = widths[i]  # titles end where those above end
                 axes = figure.add_axes((left / width, top / height, panel.width / width, panel.height / height))
                 panel.draw(axes, _fitting(name, panel.width))
             left += widths[i]
