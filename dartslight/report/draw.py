@@ -274,7 +274,7 @@ def draw_cells(*genotypes: Genotype, names: Sequence[str] = (), networks: Sequen
 def _panels(genotype: Genotype, network: tuple[int, int] | None) -> "list[NetworkPanel | _Panel]":
     if genotype.macro == "mobile":
         return [NetworkPanel(genotype, *(network or genotype.published_size))]
-    cells = [_Panel(cell) for cell in genotype.cells]
+    cells: list[NetworkPanel | _Panel] = [_Panel(cell) for cell in genotype.cells]
     return cells if network is None else [NetworkPanel(genotype, *network), *cells]
 
 
