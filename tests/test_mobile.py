@@ -157,11 +157,9 @@ def test_a_discrete_network_is_that_of_plain_torch() -> None:
 def test_a_genotype_is_kept_and_drawn(space: SearchSpace, tmp_path: Path) -> None:
     genotype = random_genotype(space, 1)
     assert Genotype.from_json(genotype.to_json()) == genotype
-    save_drawing(genotype, tmp_path / "cell.svg")
-    drawn = (tmp_path / "cell.svg").read_text()
-    assert re.findall(r"<!-- (Layer \d+) -->", drawn) == [f"Layer {i + 1}" for i in range(len(space.cells))]
-    ops = re.findall(r"<!-- ((?:mb_conv|skip)\w+) -->", drawn)
-    assert sorted(ops) == sorted(cell.edges[0].ops[0] for cell in genotype.cells)
+    save_drawing(tmp_path / "cell.svg", genotype)
+    ops = re.findall(r"<!-- ((?:mb_conv|skip)\w+) -->", (tmp_path / "cell.svg").read_text())
+    assert ops == [cell.edges[0].ops[0] for cell in genotype.cells]
     text = json.loads(genotype.to_json())
     text["cells"].pop(f"layer_{len(space.cells)}")
     with pytest.raises(InputError, match="layers, but the space 'mobile"):
