@@ -19,7 +19,8 @@ from dartslight.selection import Rule
 from dartslight.spaces import SPACES
 
 _TRUSTED = ("dartslight.", "lightning.")
-_PARTS = {"model": LightningModule, "data": ImageData, "selection": Rule}
+_PARTS = {"model": LightningModule, "data": ImageData, "selection": Rule, "trainer": Trainer}
+"""The options that take classes."""
 _PLAIN = {bool, int, float, type(None), Path}  # beside texts; the parser makes nothing else of them
 _WORD = re.compile(r"[\w:,+-]*")  # names no module and no file with an ending
 
@@ -30,13 +31,8 @@ def foreign_classes(config: Mapping[str, Any]) -> Iterator[str]:
     Args:
         config: The configuration of a run.
     """
-    options = _parameters(Trainer)
-    for key, value in config.items():
-        if key == "trainer" and isinstance(value, dict):
-            for name, given in value.items():
-                yield from _foreign(given, options.get(name, Any))
-        else:
-            yield from _foreign(value, _PARTS.get(key, Any))
+    for key, kind in _PARTS.items():
+        yield from _foreign(config.get(key), kind)
 
 
 def _foreign(value: Any, annotation: Any) -> Iterator[str]:

@@ -154,7 +154,7 @@ def test_mutated_checkpoints(tmp_path: Path, run: Path, changes: Any) -> None:
         read_checkpoint(path)
 
 
-@many(350)
+@many(500)
 @given(changes=edits)
 def test_mutated_decisions(tmp_path: Path, run: Path, changes: Any) -> None:
     path = tmp_path / "decisions.csv"
