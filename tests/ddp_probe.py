@@ -46,6 +46,7 @@ class Probe(Callback):
             "alphas": pl_module.architecture.state_dict(),
             "weights": {name: p.detach() for name, p in pl_module.supernet.named_parameters()},
             "choices": pl_module.choices.state(),
+            "remembered": {k: v for k, v in pl_module.state_dict().items() if k.startswith("gradient.")},
             "labels": self.labels,
             "steps": trainer.global_step,
             "barriers": self.barriers,

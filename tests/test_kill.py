@@ -1,6 +1,7 @@
 """Runs that are killed at random moments and go on: their results are those of a run that was left alone."""
 
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -24,6 +25,16 @@ OFFICIAL = ["fit", *SEARCH, "--selection.preset=official", "--selection.eval_bat
 # Fourteen epochs of one batch decide the operations, three more the inputs of nodes.
 INPUTS = ["fit", *SEARCH, "--model.space=s2", "--model.init_channels=2", "--trainer.max_epochs=1"]
 INPUTS += ["--data.size=8", "--data.padding=1", "--data.max_pictures=64", "--data.eval_batch_size=8"]
+COSTS = {"num_cells": 9, "init_channels": 2, "target": 0.1, "size": 8}
+CRITERIA = [
+    {"class_path": "dartslight.criteria.CrossEntropy"},
+    {"class_path": "dartslight.criteria.MultiplyAdds", "init_args": COSTS},
+]
+UNAS = ["fit", *SEARCH, "--model.space=mobile_small", "--model.num_cells=9", "--data.size=8", "--data.padding=1"]
+UNAS += ["--model.relaxation=dartslight.strategies.Sampled", "--model.gradient=dartslight.strategies.ScoreFunction"]
+UNAS += [f"--model.gradient.criteria={json.dumps(CRITERIA)}", "--model.gradient.surrogate_samples=20"]
+UNAS += ["--model.init_channels=2", "--data.max_pictures=128", "--selection=dartslight.selection.Magnitude"]
+UNAS += ["--trainer.callbacks=dartslight.callbacks.EstimateNoise", "--trainer.callbacks.draws=2"]
 RETRAIN = [
     "fit",
     f"--config={CONFIGS / 'cifar10' / 'retrain_small.yaml'}",
@@ -60,12 +71,14 @@ def genotype(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "kills"), [("paired", 12), ("official", 10), ("inputs", 8), ("retrain", 10)])
+@pytest.mark.parametrize(
+    ("name", "kills"), [("paired", 9), ("official", 10), ("inputs", 8), ("retrain", 9), ("unas", 4)]
+)
 def test_a_killed_run_goes_on_to_the_same_bits(
     tmp_path: Path, forks: Any, genotype: Path, name: str, kills: int
 ) -> None:
     retrain = [*RETRAIN, f"--model.genotype={genotype}"]
-    words = {"paired": PAIRED, "official": OFFICIAL, "inputs": INPUTS, "retrain": retrain}[name]
+    words = {"paired": PAIRED, "official": OFFICIAL, "inputs": INPUTS, "retrain": retrain, "unas": UNAS}[name]
     log, begun = tmp_path / "log", tmp_path / "begun"
 
     def go_on(root: Path, *more: str) -> Any:
