@@ -9,10 +9,11 @@ import pytest
 import yaml
 from test_command_line import CONFIGS
 
-from dartslight.callbacks import Selector
+from dartslight.callbacks import RunConfig, Selector
 from dartslight.cli import main
 from dartslight.criteria import GeneralisationGap
 from dartslight.errors import InputError
+from dartslight.foreign import foreign_classes
 from dartslight.genotype import Genotype
 from dartslight.run_folder import folder_of
 from dartslight.selection import CurvatureStop, Magnitude, Perturbation, Sgas
@@ -238,6 +239,8 @@ def built(monkeypatch: pytest.MonkeyPatch) -> Any:
         for callback in cli.trainer.callbacks:
             if isinstance(callback, Selector):
                 callback.setup(cli.trainer, cli.model, "fit")
+            if isinstance(callback, RunConfig):
+                assert not list(foreign_classes(yaml.safe_load(callback._text)))  # a checkpoint is trusted with it
         return cli
 
     return build
@@ -427,7 +430,9 @@ def assert_holds(whole: Any, part: Any) -> None:
 def test_an_addition_is_understood_by_a_search(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["fit", *config("quickstart", name), "--print_config"])
-    assert_holds(yaml.safe_load(capsys.readouterr().out), yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()))
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert_holds(shown, yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()))
+    assert not list(foreign_classes(shown))
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,12 @@ import json
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from children import start_devices, succeed
+from test_ddp import words_for
 from test_strategies_in_training import QUICK, newest
 from torch import Tensor, nn
 
@@ -215,3 +218,17 @@ def test_a_search_under_a_cost_decides_every_layer(cost: str, tmp_path: Path) ->
     name = {"MultiplyAdds": "multiply_adds", "Latency": "latency"}[cost]
     assert float(row[f"cost/{name}"]) > 0
     assert float(row[f"surrogate_error/{name}"]) >= 0
+
+
+@pytest.mark.ddp
+def test_two_processes_hold_the_same_layers(tmp_path: Path, forks: Any) -> None:
+    words = ["--model.space=mobile_small", "--model.num_cells=9", "--data.size=8", "--data.padding=1"]
+    words += ["--model.init_channels=2", "--model.track_statistics=true", "--data.max_pictures=64"]
+    command = words_for(tmp_path, 2, *words, "--selection=dartslight.selection.Magnitude")
+    succeed(start_devices(forks, 2, tmp_path, main, command))
+    a, b = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    for part in ("alphas", "weights"):
+        assert a[part].keys() == b[part].keys()
+        assert all(torch.equal(a[part][k], b[part][k]) for k in a[part])
+    assert a["choices"] == b["choices"]
+    assert a["labels"] != b["labels"]

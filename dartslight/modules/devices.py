@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
 from dartslight.errors import InputError
@@ -63,3 +64,21 @@ def on_first(trainer: Trainer, compute: Callable[[], Any]) -> Any:
     if failure is not None:
         raise InputError(failure)
     return result
+
+
+def end_if_told(trainer: Trainer) -> None:
+    """Ends the run on all devices where one of them has been told to by SIGTERM.
+
+    Args:
+        trainer: The trainer.
+
+    Raises:
+        SIGTERMException: On all devices, at the same place.
+    """
+    is_told = trainer._signal_connector.received_sigterm
+    if trainer.world_size > 1:
+        told = torch.tensor(int(is_told), device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+        is_told = bool(told)
+    if is_told:
+        raise SIGTERMException
