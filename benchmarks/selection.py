@@ -117,6 +117,6 @@ if __name__ == "__main__":
     if not given.space or "nasbench201" in given.space:
         batches, repeats = (1, 1) if given.short else (4, 3)  # published: 391 batches
         problem = Problem("nasbench201", 3, 8)
-        for watched in (False,) if given.short else (False, True):
-            results.append(whole_phase(problem, given.repeats or repeats, batches, watched))
+        ways = (False,) if given.short else (False, True)
+        results += [whole_phase(problem, given.repeats or repeats, batches, watched) for watched in ways]
     show(results, given)
