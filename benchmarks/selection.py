@@ -5,7 +5,9 @@
 The masks of an edge: the supernet without each of its operations in turn, on one batch, with the statistics of the
 batch; with nothing decided, and with every other edge decided. Of each cell type the middle edge is taken. The whole
 phase: the published schedule for NAS-Bench-201 (six edges, 30 evaluations, 25 epochs of tuning) with a few batches
-instead of all in each evaluation and epoch, in the same proportion.
+instead of all in each evaluation and epoch, in the same proportion. It is measured twice: without and with the passes
+over train and val pictures that the published code takes after every epoch to watch the network, which decide nothing
+and which the product leaves out.
 """
 
 import random
@@ -50,13 +52,24 @@ def masks(problem: Problem, choices: Choices, cell: str, edge: int, repeats: int
         )
 
 
-def whole_phase(problem: Problem, repeats: int, batches: int) -> Result:
+def textbook_watch(problem: Problem, choices: Choices) -> None:
+    """Runs the textbook supernet once on a train and once on a val batch, as one would to see how good it is."""
+    problem.book.eval()
+    with torch.no_grad():
+        mixing = problem.architecture(choices)
+        for images, _ in (problem.train, problem.val):
+            problem.book(images, mixing)
+    problem.book.train()
+
+
+def whole_phase(problem: Problem, repeats: int, batches: int, watched: bool) -> Result:
     """Measures a whole selection phase: masks of six edges, and the tuning between them.
 
     Args:
         problem: The supernet.
         repeats: Number of turns.
         batches: Batches of an evaluation and of an epoch of tuning.
+        watched: Whether the textbook form watches its network after every epoch.
     """
 
     def run(is_product: bool) -> None:
@@ -68,6 +81,8 @@ def whole_phase(problem: Problem, repeats: int, batches: int) -> Result:
                     problem.product_step()
                 else:
                     problem.textbook_step()
+                    if watched:
+                        textbook_watch(problem, choices)
             edge = rng.choice(choices.undecided("cell"))
             ops = choices.of("cell")[edge]
             with torch.no_grad():
@@ -81,7 +96,8 @@ def whole_phase(problem: Problem, repeats: int, batches: int) -> Result:
             choices = choices.decide(("cell", edge), rng.choice(ops[1:]))
         problem.choices = Choices.everything(problem.space)
 
-    return in_turns(f"selection phase, {problem.name}", lambda: run(False), lambda: run(True), repeats)
+    label = "with published watching" if watched else "decisions and tuning alone"
+    return in_turns(f"selection phase ({label}), {problem.name}", lambda: run(False), lambda: run(True), repeats)
 
 
 if __name__ == "__main__":
@@ -100,5 +116,7 @@ if __name__ == "__main__":
                 results.append(masks(problem, choices, cell.name, edge, repeats, label))
     if not given.space or "nasbench201" in given.space:
         batches, repeats = (1, 1) if given.short else (4, 3)  # published: 391 batches
-        results.append(whole_phase(Problem("nasbench201", 3, 8), given.repeats or repeats, batches))
+        problem = Problem("nasbench201", 3, 8)
+        ways = (False,) if given.short else (False, True)
+        results += [whole_phase(problem, given.repeats or repeats, batches, watched) for watched in ways]
     show(results, given)

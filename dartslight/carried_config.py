@@ -1,16 +1,15 @@
 """The configuration that a checkpoint carries, and what of it other commands take over."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from dartslight.errors import InputError
+from dartslight.foreign import foreign_classes
 from dartslight.modules.checkpoint import HEADER, read_checkpoint
-from dartslight.spaces import SPACES
 
 _KEYS = ("seed_everything", "trainer", "model", "data", "selection", "checkpoint_every_n_batches")
-_TRUSTED = ("dartslight.", "lightning.")
 
 
 def with_carried_config(command: str, words: list[str]) -> list[str]:
@@ -60,7 +59,7 @@ def carried_config(header: Mapping[str, Any], path: str, advice: str) -> dict[st
     if foreign:
         raise InputError(
             f"The configuration in the checkpoint {path!r} names {', '.join(foreign)}, which is not part of dartslight "
-            f"and would run; {advice}."
+            f"and could run; {advice}."
         )
     return config
 
@@ -88,21 +87,3 @@ def _read(header: Mapping[str, Any], path: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"The checkpoint {path!r} carries no configuration; give one with --config.")
     return config
-
-
-def foreign_classes(config: Any) -> Iterator[str]:
-    """Yields the classes and search spaces in a configuration that come from elsewhere.
-
-    Args:
-        config: The configuration, or a part of it.
-    """
-    if isinstance(config, dict):
-        for key, value in config.items():
-            if key == "class_path" and not str(value).startswith(_TRUSTED):
-                yield str(value)
-            if key == "space" and value not in SPACES:
-                yield str(value)
-            yield from foreign_classes(value)
-    elif isinstance(config, list):
-        for value in config:
-            yield from foreign_classes(value)

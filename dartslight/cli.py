@@ -5,10 +5,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dartslight import __version__
-from dartslight.errors import InputError
+from dartslight.errors import InputError, check_least
+
+if TYPE_CHECKING:
+    from dartslight.genotype import Genotype
 
 _OVERVIEW = """\
 usage: python -m dartslight COMMAND [options]
@@ -21,7 +24,7 @@ Search a neural architecture for your images, decide it, train it.
   test      measure a retrained network on the test pictures
   validate  measure a network on the validation pictures
   lookup    tell what a table of known architectures says of a genotype
-  draw      draw the cells of genotypes, or how a search went on
+  draw      draw the cells of genotypes, their networks, or how a search went on
   report    write one page about one run or many
   cost      count a genotype's parameters and multiply-adds, and time its network
   predict   tell the classes of pictures by a retrained or exported network
@@ -36,11 +39,11 @@ _SHIPPING = ("cost", "predict", "export")
 
 
 def draw(words: Sequence[str]) -> None:
-    """Draws the cells of genotypes, or how a search went on."""
+    """Draws the cells of genotypes and their networks, or how a search went on."""
     from dartslight.genotype import Genotype
     from dartslight.report import save_drawing
 
-    parser = command_parser("draw", "Draw the cells of genotypes side by side, or how a search went on.")
+    parser = command_parser("draw", "Draw the cells of genotypes side by side, networks, or how a search went on.")
     parser.add_argument("genotypes", type=str, nargs="+", help="Paths of a genotype.json, or folders of runs.")
     parser.add_argument(
         "-o",
@@ -51,15 +54,40 @@ def draw(words: Sequence[str]) -> None:
         "one run.",
     )
     parser.add_argument("--alphas", action="store_true", help="Draw the mixing weights of one run as heat maps.")
+    parser.add_argument("--network", action="store_true", help="Draw the network of the cells above them.")
+    size = "with --network; null for the retraining's, or else those of the published network for CIFAR-10."
+    parser.add_argument("--num_cells", type=int | None, default=None, help=f"Number of cells {size}")
+    parser.add_argument(
+        "--init_channels", type=int | None, default=None, help=f"Channels of the first cell's operations {size}"
+    )
     given = parse(parser, words)
     paths, output = [Path(path) for path in given.genotypes], Path(given.output)
-    if given.alphas or output.suffix.lower() == ".gif":
+    asked = given.num_cells, given.init_channels
+    if not given.network and asked != (None, None):
+        raise InputError("--num_cells and --init_channels are for --network; give it too, or leave them out.")
+    is_search = given.alphas or output.suffix.lower() == ".gif"
+    if given.network and is_search:
+        raise InputError("--network is for drawings of architectures; leave it out for --alphas and for a .gif.")
+    if is_search:
         _draw_search(paths, output, given.alphas)
     else:
         files = [path / "genotype.json" if path.is_dir() else path for path in paths]
+        genotypes = [Genotype.load(str(file)) for file in files]
         names = [str(path) for path in paths] if len(paths) > 1 else []
-        save_drawing(output, *[Genotype.load(str(file)) for file in files], names=names)
+        networks = [_network_size(*own, *asked) for own in zip(paths, genotypes, strict=True)] if given.network else []
+        save_drawing(output, *genotypes, names=names, networks=networks)
     print(given.output)
+
+
+def _network_size(
+    path: Path, genotype: "Genotype", num_cells: int | None, init_channels: int | None
+) -> tuple[int, int]:
+    """Returns the size of the network to draw: what was asked for, the one of a retraining, or the published one."""
+    from dartslight.report.runs import read_run
+
+    cells, channels = (read_run(path).network_size if path.is_dir() else None) or genotype.published_size
+    check_least(1, num_cells=num_cells, init_channels=init_channels)
+    return num_cells or cells, init_channels or channels
 
 
 def _draw_search(paths: Sequence[Path], output: Path, alphas: bool) -> None:

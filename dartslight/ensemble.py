@@ -118,7 +118,8 @@ def _fit(folder: Path, seed: int, words: Sequence[str]) -> None:
         return
     last = member / "checkpoints" / LAST
     if last.exists():
-        _run(["fit", f"--ckpt_path={last}"])
+        # The run's own file, in which classes of the user's may be.
+        _run(["fit", f"--config={member / CONFIG}", f"--ckpt_path={last}"])
     else:
         _run(["fit", *words, f"--seed_everything={seed}", f"{_ROOT}={member.parent}"])
 

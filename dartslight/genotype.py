@@ -16,6 +16,8 @@ from dartslight.spaces import SPACES, Cell, Choices, Edge, SearchSpace, mobile_c
 
 FORMAT = "dartslight.genotype/1"
 _MACROS = ("darts", "nasbench201", "mobile")
+_PUBLISHED = {"darts": (20, 36), "nasbench201": (15, 16)}
+_MOBILE_CHANNELS = 8
 
 
 def _cell_names(macro: str, count: int) -> tuple[str, ...]:
@@ -39,6 +41,11 @@ class Genotype:
     space: str
     macro: str
     cells: tuple[Cell, ...]
+
+    @property
+    def published_size(self) -> tuple[int, int]:
+        """Number of cells, and channels of the first one, of the network that was published for CIFAR-10."""
+        return _PUBLISHED.get(self.macro, (len(self.cells), _MOBILE_CHANNELS))
 
     @classmethod
     def from_choices(cls, space: SearchSpace, choices: Choices) -> "Genotype":

@@ -269,10 +269,12 @@ class RunFolder(Logger):
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
+    """Reads the metrics of a run that goes on; a file that is damaged counts as none."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [{k: v for k, v in row.items() if v} | {"step": int(row["step"])} for row in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{k: v for k, v in row.items() if v} | {"step": int(row["step"])} for row in csv.DictReader(file)]
 
 
 def folder_of(trainer: Trainer) -> RunFolder | None:

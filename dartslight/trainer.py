@@ -1,5 +1,6 @@
 """The trainer with the command ``select``: another selection rule on a supernet that has been searched before."""
 
+import functools
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -7,12 +8,32 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from dartslight.errors import InputError
 from dartslight.modules import SearchModule
 from dartslight.modules.checkpoint import HEADER, read_checkpoint
+from dartslight.modules.devices import end_if_told
 from dartslight.spaces import Choices
 from dartslight.untrained import decide_untrained
 
 
 class SearchTrainer(Trainer):
-    """Lightning's trainer, with `select`."""
+    """Lightning's trainer, with `select`, and devices that agree on when to stop."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Lightning's own handler sends a message to the other devices from wherever the signal has found this one;
+        # where they are at another message, none of them ever ends.
+        cast("Any", self._signal_connector)._sigterm_notifier_fn = self._note_sigterm
+        cast("Any", self.fit_loop.epoch_loop)._broadcast_sigterm_tensor = functools.partial(end_if_told, self)
+
+    def _note_sigterm(self, signum: int, frame: Any) -> None:
+        """Notes that the run has been told to stop; `end_if_told` asks before the next batch."""
+        launcher: Any = self.strategy.launcher
+        if launcher is not None and not self._signal_connector.received_sigterm:
+            launcher.kill(signum)  # the processes that this one has started
+        self._signal_connector.received_sigterm = True
+
+    @property
+    def received_sigterm(self) -> bool:
+        """Whether the run may end at once, as one device may; several have to agree."""
+        return self.world_size == 1 and self._signal_connector.received_sigterm
 
     def select(self, model: LightningModule, datamodule: LightningDataModule, supernet: str | None = None) -> None:
         """Decides the supernet of an earlier search by the selection rule at hand.

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 
 from dartslight.callbacks import Selector
-from dartslight.carried_config import foreign_classes
+from dartslight.foreign import foreign_classes
 from dartslight.modules import SearchModule
 from dartslight.run_folder import CONFIG, LAST, folder_of
 

@@ -79,7 +79,7 @@ SELECTIONS: dict[str, Callable[[], Rule]] = {
     "sensitivity, seen": lambda: Sensitivity("search"),
     "SGAS 1": lambda: Sgas(criterion=1),
     "SGAS 2": lambda: Sgas(criterion=2),
-    "SGAS+PT": lambda: Sgas(perturbation=Perturbation("official", eval_batches=1)),
+    "SGAS+PT": lambda: Sgas(perturbation=Perturbation(eval_batches=1)),
     "staged": lambda: Staged(keep=[1]),
     "FreeDARTS": FreeDarts,
     "curvature stop": lambda: CurvatureStop(every=1, window=1, lag=1, ratio=0.0, min_epoch=0),

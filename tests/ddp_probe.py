@@ -1,5 +1,8 @@
 """What every process of a run writes down, and what one of them suffers, for the tests of several processes."""
 
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ from dartslight.callbacks.live_supernet import LiveSupernet
 from dartslight.callbacks.scores_file import ScoresFile
 from dartslight.criteria import TableCost
 from dartslight.genotype import Genotype
+from dartslight.modules import SearchModule
+from dartslight.nets import Supernet
 
 
 class Probe(Callback):
@@ -41,6 +46,7 @@ class Probe(Callback):
             "alphas": pl_module.architecture.state_dict(),
             "weights": {name: p.detach() for name, p in pl_module.supernet.named_parameters()},
             "choices": pl_module.choices.state(),
+            "remembered": {k: v for k, v in pl_module.state_dict().items() if k.startswith("gradient.")},
             "labels": self.labels,
             "steps": trainer.global_step,
             "barriers": self.barriers,
@@ -79,6 +85,30 @@ class Poison(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: dict, batch_idx: int) -> None:
         if trainer.global_rank == trainer.world_size - 1 and trainer.global_step == 2:
             batch["train"].images.fill_(torch.nan)
+
+
+class Told(Callback):
+    """Tells the last process to stop while the first one waits for its message.
+
+    Args:
+        moment: ``step`` for the third step, ``decision`` for the first measurement.
+    """
+
+    def __init__(self, moment: str) -> None:
+        self.moment = moment
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        owner, name = (SearchModule, "training_step") if self.moment == "step" else (Supernet, "forward_each")
+        method = getattr(owner, name)
+
+        def told(*args: Any) -> Any:
+            due = trainer.global_step == 2 if self.moment == "step" else len(args[2]) > 1
+            if due and trainer.global_rank == trainer.world_size - 1:
+                time.sleep(0.3)
+                os.kill(os.getpid(), signal.SIGTERM)
+            return method(*args)
+
+        setattr(owner, name, told)
 
 
 class Curved(Callback):

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from test_command_line import CONFIGS, QUICK, decisions, newest, same_weights
 
@@ -207,18 +209,41 @@ def test_a_checkpoint_of_a_stranger_runs_no_code(run: Path, tmp_path: Path, caps
     sys.path.insert(0, str(tmp_path))
     importlib.invalidate_caches()
     checkpoint = torch.load(run / "checkpoints" / "search.ckpt", weights_only=True)
-    texts = {
-        "evil_module.Thing": checkpoint["dartslight"]["config"].replace("dartslight.data.Digits", "evil_module.Thing"),
-        "evil_module.SPACE": checkpoint["dartslight"]["config"].replace(
-            "space: nasbench201", "space: evil_module.SPACE"
-        ),
-        "carries no configuration": "a: [b",
-    }
-    for expected, text in texts.items():
-        checkpoint["dartslight"]["config"] = text
+    # Whatever the parser would import, call or read where it expects something else than a text.
+    (tmp_path / "part.yaml").write_text("class_path: evil_module.Thing\n")
+    file, thing = str(tmp_path / "part.yaml"), "evil_module.Thing"
+    watch = {"class_path": "lightning.pytorch.callbacks.LambdaCallback", "init_args": {"on_fit_start": thing}}
+    borrowed = "lightning.pytorch.trainer.connectors.signal_connector.call"  # of subprocess
+    places: list[tuple[str, str, Any]] = [
+        (thing, "data", {"class_path": thing}),
+        (thing, "data", thing),
+        (file, "data", file),
+        ("SPACE", "model.init_args.space", "evil_module.SPACE"),
+        (thing, "model.init_args.gradient", thing),
+        (thing, "model.init_args.gradient", f'{{"class_path": "{thing}"}}'),
+        (file, "model.init_args.gradient", file),
+        (thing, "model.init_args.stages", [{"num_cells": thing}]),
+        (thing, "model.dict_kwargs", {"gradient": thing}),
+        (thing, "trainer.callbacks", thing),
+        (thing, "trainer.callbacks", [thing]),
+        (thing, "trainer.callbacks", [watch]),
+        (borrowed, "trainer.callbacks", [{"class_path": borrowed}]),
+        (thing, "trainer.strategy", thing),
+        (file, "trainer.strategy", file),
+        (file, "trainer.logger", [file]),
+    ]
+    own = checkpoint["dartslight"]["config"]
+    for expected, place, value in [*places, ("carries no configuration", "", None)]:
+        config = yaml.safe_load(own)
+        part = config
+        *path, key = place.split(".")
+        for name in path:
+            part = part[name]
+        part[key] = value
+        checkpoint["dartslight"]["config"] = yaml.safe_dump(config) if place else "a: [b"
         torch.save(checkpoint, stranger)
-        assert main(["select", f"--supernet={stranger}", "--selection=Magnitude"]) == 2
-        assert expected in capsys.readouterr().err
+        assert main(["select", f"--supernet={stranger}", "--selection=Magnitude"]) == 2, place
+        assert expected in capsys.readouterr().err, place
     sys.path.remove(str(tmp_path))
     assert not (tmp_path / "ran").exists()
 

@@ -94,6 +94,10 @@ def test_a_job_array_has_a_seed_for_each_task(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr[-3000:]
         folder = tmp_path / "runs" / "search" / f"seed_{task}" / "version_0"
         assert yaml.safe_load((folder / "config.yaml").read_text())["seed_everything"] == int(task)
+    page = tmp_path / "seeds.html"
+    assert main(["report", str(tmp_path / "runs" / "search"), "-o", str(page)]) == 0
+    shown = page.read_text()
+    assert all(f"seed_{task}" in shown for task in ("3", "8"))
 
 
 @pytest.mark.parametrize("script", ["search.sbatch", "seeds.sbatch"])

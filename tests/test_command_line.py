@@ -106,11 +106,22 @@ def test_retrain_test_draw(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         "--trainer.enable_progress_bar=false",
     ]
     assert main(["fit", *arguments]) == 0
-    checkpoint = newest(tmp_path) / "checkpoints" / "last.ckpt"
+    folder = newest(tmp_path)
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    assert (folder / "genotype.json").read_bytes() == (run / "genotype.json").read_bytes()
     capsys.readouterr()
     assert main(["test", f"--ckpt_path={checkpoint}"]) == 0
     assert "test/accuracy" in capsys.readouterr().out
     assert len(list(tmp_path.glob("version_*"))) == 1
+    # Its network is drawn as it is trained, another one as it is asked for.
+    for words, size in (([], "3 cells"), (["--num_cells=6"], "6 cells")):
+        assert main(["draw", str(folder), "--network", *words, "-o", str(tmp_path / "network.svg")]) == 0
+        drawn = (tmp_path / "network.svg").read_text()
+        assert f"<!-- Network of {size} -->" in drawn
+        assert "<!-- 8 channels -->" in drawn
+    for words, said in ((["--num_cells=3"], "for --network"), (["--network", "--alphas"], "leave it out")):
+        assert main(["draw", str(folder), *words, "-o", str(tmp_path / "no.svg")]) == 2
+        assert said in capsys.readouterr().err
     assert main(["draw", str(run / "genotype.json"), "-o", str(tmp_path / "cell.svg")]) == 0
     assert "<svg" in (tmp_path / "cell.svg").read_text()
 

@@ -9,11 +9,23 @@ import pytest
 import yaml
 from test_command_line import CONFIGS
 
-from dartslight.callbacks import Selector
+from dartslight.callbacks import RunConfig, Selector
 from dartslight.cli import main
+from dartslight.criteria import GeneralisationGap
 from dartslight.errors import InputError
+from dartslight.foreign import foreign_classes
 from dartslight.genotype import Genotype
 from dartslight.run_folder import folder_of
+from dartslight.selection import CurvatureStop, Magnitude, Perturbation, Sgas
+from dartslight.strategies import (
+    AdversarialSmoothing,
+    Dirichlet,
+    FiniteDifference,
+    Gumbel,
+    RandomSmoothing,
+    Sampled,
+    Sigmoid,
+)
 from dartslight.training_cli import DartslightCLI, run_training
 
 BASES = ["cifar10", "cifar100", "svhn"]
@@ -29,7 +41,12 @@ ELSEWHERE = ["cifar10/retrain_small", "cluster/gpus", "cluster/nodes", "cluster/
 
 # What has been published, space by space; the same names stand behind each other space.
 
-IN_ALL_SPACES = ["first-order_magnitude", "first-order_perturbation", "blank_perturbation"]
+IN_ALL_SPACES = [
+    "first-order_magnitude",
+    "first-order_perturbation",
+    "blank_perturbation",
+    "first-order_sgas-perturbation",
+]
 SMOOTHED = [f"sdarts-{kind}_{selection}" for kind, selection in product(("rs", "adv"), ("magnitude", "perturbation"))]
 ROBUST = ["second-order_magnitude", "second-order_curvature-stop", "r-darts-dp_magnitude", "r-darts-l2_magnitude"]
 SINGLE = ["pc-darts_magnitude", "darts-minus_magnitude"]
@@ -40,7 +57,6 @@ PUBLISHED = {
         *SMOOTHED,
         "first-order_progressive-magnitude",
         "first-order_sgas1",
-        "first-order_sgas-perturbation",
         "fairdarts_magnitude",
         "drnas_staged",
     ],
@@ -50,6 +66,7 @@ PUBLISHED = {
         "second-order_magnitude",
         "first-order_sgas1",
         "first-order_sgas2",
+        "first-order_sgas-perturbation",
         "r-darts-l2_magnitude",
         "gdas_magnitude",
         "p-darts_staged",
@@ -94,6 +111,7 @@ DARTS_PT = {
     "padding": 4,
     "flip": True,
     "cutout": 0,
+    "cutout_epochs": 0,
     "augment_val": True,
 }
 SPACES = {"nasbench201": {"num_cells": 15, "max_epochs": 100}}
@@ -132,7 +150,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "pc-darts": PC_DARTS,
     "nasbench201_pc-darts": {**PC_DARTS, "max_epochs": 50},
     "darts-minus": {"auxiliary_skip": "linear"},
-    "r-darts-dp": {"gradient": "FiniteDifference", "drop_path": 0.2, "cutout": 16},
+    "r-darts-dp": {"gradient": "FiniteDifference", "drop_path": 0.2, "cutout": 16, "cutout_epochs": 50},
     "r-darts-l2": {"gradient": "FiniteDifference", "weight_decay": 27e-4},
     "fairdarts": {
         "relaxation": "Sigmoid",
@@ -223,6 +241,8 @@ def built(monkeypatch: pytest.MonkeyPatch) -> Any:
         for callback in cli.trainer.callbacks:
             if isinstance(callback, Selector):
                 callback.setup(cli.trainer, cli.model, "fit")
+            if isinstance(callback, RunConfig):
+                assert not list(foreign_classes(yaml.safe_load(callback._text)))  # a checkpoint is trusted with it
         return cli
 
     return build
@@ -281,9 +301,15 @@ def test_a_combination_sets_what_its_name_says_and_nothing_else(name: str) -> No
     assert settings(content) == expected
 
 
-@pytest.mark.parametrize("name", COMBINATIONS)
+ONE_SPACE_EACH = {name.partition("_")[2]: name for name in COMBINATIONS}.values()
+
+
 @pytest.mark.parametrize(
-    "base", ["cifar10", pytest.param("cifar100", marks=pytest.mark.slow), pytest.param("svhn", marks=pytest.mark.slow)]
+    ("base", "name"),
+    [
+        *product(["cifar10"], COMBINATIONS),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in product(["cifar100", "svhn"], ONE_SPACE_EACH)),
+    ],
 )
 def test_a_combination_can_begin_on_every_data_set(built: Any, base: str, name: str) -> None:
     cli = built(*config(f"{base}/base", f"cifar10/{name}"))
@@ -311,6 +337,42 @@ def test_what_does_not_go_together_cannot_begin(built: Any, name: str, word: str
 def test_a_base_has_the_settings_of_darts_pt(built: Any, name: str) -> None:
     found = settings(built(*config(f"{name}/base")).config["fit"].as_dict())
     assert {key: found[key] for key in DARTS_PT} == DARTS_PT
+
+
+@pytest.mark.parametrize(
+    ("part", "published"),
+    [
+        (Sigmoid(), {"zero_one_weight": 10.0, "zero_one_loss": "l2"}),
+        (Gumbel(), {"start_temperature": 10.0, "end_temperature": 0.1}),
+        (Dirichlet(), {"divergence_weight": 0.0}),
+        (Sampled(), {"temperature": 0.4, "soften": 0.0}),
+        (GeneralisationGap(), {"weight": 0.5}),
+        (RandomSmoothing(), {"start_radius": 0.03, "end_radius": 0.3}),
+        (AdversarialSmoothing(), {"start_radius": 0.03, "end_radius": 0.3, "steps": 7}),
+        (FiniteDifference(), {"radius": 0.01}),
+        (Sgas(), {"criterion": 1, "warmup_epochs": 10, "interval": 5, "history": 4, "perturbation": None}),
+        (
+            CurvatureStop(),
+            {"every": 2, "window": 5, "lag": 4, "ratio": 1.3, "min_epoch": 10, "batches": 1},
+        ),
+        (Magnitude(), {"threshold": None}),
+        (
+            Perturbation("official").tuning(),
+            {"learning_rate": 0.0025, "schedule": "constant", "warm_momentum": False, "train_alphas": True},
+        ),
+        (Perturbation("official"), {"interval": 5, "interleave": "normal_then_reduce", "tune_after_last": True}),
+        (
+            Perturbation("official").settings,
+            {
+                **{"criterion": "accuracy", "order": "random", "paired": False, "mask": "raw", "edge_mode": "reg"},
+                **{"exclude_none": False, "eval_bn": "batch_update", "eval_transform": "train", "eval_batches": None},
+            },
+        ),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else type(value).__name__,
+)
+def test_what_configurations_leave_to_a_method_is_as_published(part: Any, published: dict[str, Any]) -> None:
+    assert {name: getattr(part, name) for name in published} == published
 
 
 def test_the_protocol_of_the_paper_is_one_of_the_combinations(built: Any) -> None:
@@ -370,7 +432,9 @@ def assert_holds(whole: Any, part: Any) -> None:
 def test_an_addition_is_understood_by_a_search(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["fit", *config("quickstart", name), "--print_config"])
-    assert_holds(yaml.safe_load(capsys.readouterr().out), yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()))
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert_holds(shown, yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()))
+    assert not list(foreign_classes(shown))
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,15 @@ def test_cutout_is_a_clipped_square_of_zeros(size: int) -> None:
     assert torch.equal(images, torch.ones(60, 3, 9, 12))
 
 
+def test_a_picture_loses_a_square_with_its_probability() -> None:
+    images = torch.ones(4000, 3, 5, 5)
+    whole, some, none = (cut_out(images, 3, 2, probability) for probability in (1.0, 0.3, 0.0))
+    assert torch.equal(none, images)
+    cut = (some == 0).flatten(1).any(dim=1)
+    assert float(cut.float().mean()) == pytest.approx(0.3, abs=0.03)
+    assert torch.equal(some[cut], whole[cut])
+
+
 def test_cutout_centres_are_every_pixel() -> None:
     results = cut_out(torch.ones(400, 3, 5, 6), 3, 1)
     assert ((results == 0).sum(dim=(1, 2, 3)) == 3).all()

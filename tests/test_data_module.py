@@ -1,11 +1,13 @@
 """The DataModule: halves that never meet, test pictures that only the test can reach, and what it refuses."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import seed_everything
+from torch import Tensor
 from torchvision.transforms.functional import normalize
 
 from dartslight.data import Batch, Digits, ImageData, ImageFolder, Pictures
@@ -169,6 +171,22 @@ def test_a_batch_is_augmented_and_normalised_on_its_device() -> None:
         assert prepared[part].seed == raw.seed
 
 
+def test_cutout_grows_over_its_epochs() -> None:
+    """As in R-DARTS: epoch / (epochs - 1), and every picture from then on."""
+    data = ready(Numbered(cutout=3, cutout_epochs=5, seed=1))
+    batch = next(iter(data.train_dataloader()))["train"]
+    assert torch.equal(data.on_after_batch_transfer(batch, 0).images, cut(data, batch, 1.0))  # without a trainer
+    for epoch, probability in ((0, 0.0), (2, 0.5), (4, 1.0), (7, 1.0)):
+        data.trainer = SimpleNamespace(current_epoch=epoch)
+        assert torch.equal(data.on_after_batch_transfer(batch, 0).images, cut(data, batch, probability))
+    assert len({cut(data, batch, p).sum() for p in (0.0, 0.5, 1.0)}) == 3
+
+
+def cut(data: Numbered, batch: Batch, probability: float) -> Tensor:
+    images = normalise(augment(batch.images, batch.seed, data.padding, data.flip), *data.normalisation)
+    return cut_out(images, batch.seed, 3, probability)
+
+
 def test_val_pictures_are_left_as_they_are_where_wanted() -> None:
     data = ready(Numbered(augment_val=False, cutout=3))
     batch = next(iter(data.train_dataloader()))
@@ -239,6 +257,7 @@ def test_without_a_val_half() -> None:
         ("eval_batch_size", -3),
         ("padding", -1),
         ("cutout", -2),
+        ("cutout_epochs", -1),
         ("max_pictures", 1),
         ("seed", -5),
     ],

@@ -263,3 +263,19 @@ def test_all_processes_stop_where_the_first_cannot_write_one_file(
     assert (run / "genotype.json").read_text() == (whole / "genotype.json").read_text()
     assert decisions(run) == decisions(whole)
     assert same_weights(run, whole)
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("moment", ["step", "decision"])
+def test_all_processes_end_where_one_is_told_to(tmp_path: Path, forks: Any, moment: str) -> None:
+    """By a signal in the middle of a message from one to the other."""
+    words = ["fit", *QUICK, "--data.batch_size=32", "--checkpoint_every_n_batches=1", "--selection.interval=0"]
+    words += [f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.devices=2"]
+    words += ["--trainer.callbacks=ddp_probe.Told", f"--trainer.callbacks.moment={moment}"]
+    devices = start_devices(forks, 2, tmp_path, main, words)
+    assert end_within(devices, 60) == [130, 130], [device.log.read_text()[-3000:] for device in devices]
+    state = torch.load(tmp_path / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 3
+    for device in devices:
+        assert "go on with: python -m dartslight fit" in device.log.read_text().splitlines()[-1]
+        assert "Traceback" not in device.log.read_text()

@@ -4,6 +4,7 @@ import copy
 import csv
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -175,6 +176,10 @@ def test_strengths_are_measured_operation_by_operation() -> None:
     correlations = strength_correlations(found)
     assert correlations["mixing_weight"] == pytest.approx(1)
     assert correlations["perturbation_score"] == pytest.approx(spearmanr([2, 0, 2, 8, 18], range(5)).statistic)
+    # On one edge the ranks of the weights are those of the accuracies, which were told in ascending order.
+    assert correlations["weight_and_score"] == correlations["perturbation_score"]
+    turned = [replace(s, mixing_weight=-s.perturbation_score) for s in found]
+    assert strength_correlations(turned)["weight_and_score"] == pytest.approx(-1)
     rows = list(csv.DictReader(strength_csv(found).splitlines()))
     assert [float(row["discretisation_accuracy"]) for row in rows] == [i / 100 for i in range(1, 11)]
     assert rows[0]["cell"] == "cell"
@@ -189,7 +194,7 @@ def test_edges_are_drawn_from_the_undecided_ones() -> None:
     assert not seen & {("normal", 0), ("reduction", 13)}
     assert draw_edges(choices, 3, 0) == drawn[0] != drawn[1]
     assert len(draw_edges(choices, 99, 0)) == 26
-    assert strength_correlations([]) == {"mixing_weight": None, "perturbation_score": None}
+    assert set(strength_correlations([]).values()) == {None}
     assert strength_csv([Strength("cell", "1<-0", "none", 0.5, 0.0, 0.1)]).count("\n") == 2
 
 

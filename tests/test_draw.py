@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from matplotlib.transforms import Bbox
 from dartslight.errors import InputError
 from dartslight.genotype import Genotype
 from dartslight.report import draw_cells, save_drawing
-from dartslight.spaces import SPACES, Cell, Edge
+from dartslight.spaces import SPACES, Cell, Choices, Edge, layout
 
 NASBENCH201 = "|{}~0|+|{}~0|{}~1|+|{}~0|{}~1|{}~2|"
 DARTS = Genotype.from_darts(
@@ -85,9 +86,9 @@ def check(genotype: Genotype) -> None:
         for arrow in [arrow for arrow in arrows if arrow.get_gid()]:
             points = axes.transData.transform(arrow.get_path().interpolated(20).vertices)
             own = f"{arrow.get_gid()}".replace("edge ", "operation ", 1)
-            assert any(labels[own].contains(*point) for point in points), f"{own} is not on its edge"
-            for name, box in labels.items():
-                assert name == own or not any(box.contains(*point) for point in points), (genotype, own, name)
+            on = {name: ((points >= box.min) & (points <= box.max)).all(axis=1).any() for name, box in labels.items()}
+            assert on.pop(own), f"{own} is not on its edge"
+            assert not any(on.values()), (genotype, own, on)
 
 
 def test_nothing_covers_anything_in_published_cells() -> None:
@@ -105,6 +106,37 @@ def test_nothing_covers_anything_in_nasbench201_cells() -> None:
 @pytest.mark.parametrize("genotype", [DARTS, own_space(1, 1), own_space(6, 3)], ids=["darts", "small", "wide"])
 def test_nothing_covers_anything_in_other_cells(genotype: Genotype) -> None:
     check(genotype)
+
+
+@pytest.mark.parametrize(
+    ("space", "cells", "rows"),
+    [("darts", 20, [6, 7, 7]), ("darts", 1, [1]), ("nasbench201", 15, [5, 5, 5]), ("mobile", 21, [4, 4, 4, 4, 4, 1])],
+)
+def test_nothing_covers_anything_in_networks(space: str, cells: int, rows: list[int]) -> None:
+    draw = random.Random(0)
+    state = {c.name: [[draw.randrange(len(e.ops))] for e in c.edges] for c in SPACES[space].cells}
+    genotype = DARTS if space == "darts" else Genotype.from_choices(SPACES[space], Choices.from_state(state))
+    figure = draw_cells(genotype, networks=[(cells, 1000)])
+    assert len(figure.axes) == 1 + (0 if space == "mobile" else len(genotype.cells))
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    axes, whole = figure.axes[0], Bbox.from_bounds(0, 0, *canvas.get_width_height())
+    boxes = [(text.get_bbox_patch() or text).get_window_extent(canvas.get_renderer()) for text in axes.texts]
+    for first, second in itertools.combinations(boxes, 2):
+        assert Bbox.intersection(first, second) is None
+    assert all(whole.contains(*box.min) and whole.contains(*box.max) for box in boxes)
+    names = [text.get_text() for text in axes.texts if f"{text.get_gid()}".startswith("block ")]
+    blocks = layout(genotype.macro, cells)
+    wanted = [block.cell or "residual" for block in blocks]
+    if space == "mobile":
+        wanted = [cell.edges[0].ops[0] for cell in genotype.cells]
+    assert names == ["stem", *wanted, "classifier"]
+    captions = [text.get_text() for text in axes.texts if text.get_gid() == "caption 0"]
+    numbers = [[int(n) for n in re.findall(r"\d+", caption)] for caption in captions]
+    assert [n[-1] - n[0] + 1 for n in numbers] == rows
+    assert numbers[-1][-1] == cells
+    channels = [text.get_text() for text in axes.texts if text.get_gid() == "caption 1"]
+    assert channels == [f"{1000 * width:,} channels" for width in dict.fromkeys(block.width for block in blocks)]
 
 
 def test_every_family_has_its_own_colour() -> None:

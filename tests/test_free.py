@@ -1,6 +1,7 @@
 """FreeDARTS: what its scores compute, what follows from them, and whole selections without any training."""
 
 import csv
+import importlib
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from test_strategies_in_training import fit, newest
 from test_true_accuracy import ARCHITECTURES
 from torch import Tensor, nn
 
+from dartslight.benchmarks import Table
 from dartslight.cli import main
 from dartslight.data import ImageData
 from dartslight.errors import InputError
@@ -41,6 +43,7 @@ from dartslight.selection import (
     Snip,
 )
 from dartslight.selection.free import initial_alphas, parameter_counts
+from dartslight.selection.strongest import keep_strongest
 from dartslight.spaces import SPACES, Choices
 
 FREEFLOW = str(CONFIGS / "select" / "freeflow.yaml")
@@ -445,6 +448,34 @@ def test_what_cannot_be_decided_is_refused(
     assert error.startswith("dartslight: ")
     assert said in error
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_freeflow_is_worth_what_the_documents_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = os.environ.get("DARTSLIGHT_DATA")
+    if not folder:
+        pytest.skip("DARTSLIGHT_DATA is not set")
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    benchmark = importlib.import_module("freedarts_nb201")
+    table = Table.read(str(Path(folder) / "nasbench201.csv.gz"))
+    space = SPACES["nasbench201"]
+    means = {}
+    for row in ("**FreeFlow**", "abs(alpha) alone", "random", "most parameters (all 3x3)"):
+        decided = [
+            keep_strongest(space, Choices.everything(space), benchmark.ROWS[row](seed), "score").choices
+            for seed in range(10)
+        ]
+        archs = [Genotype.from_choices(space, choices).to_nasbench201() for choices in decided]
+        means[row] = [
+            float(np.mean([table.value(a, title) for a in archs])) for title in ("cifar10_test", "cifar100_test")
+        ]
+    flow = means.pop("**FreeFlow**")
+    assert flow[0] >= 93.2
+    assert flow[1] >= 70.2
+    assert means.pop("most parameters (all 3x3)") == pytest.approx([93.76, 71.1067], abs=0.01)
+    for control in means.values():
+        assert control[0] < flow[0] - 1
+        assert control[1] < flow[1] - 2
 
 
 def test_a_fit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

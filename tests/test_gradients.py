@@ -69,6 +69,19 @@ def test_second_order_equals_double_autograd(problem: Bilevel) -> None:
     assert all(w.grad is None for w in [*problem.weights, *problem.alphas])
 
 
+def test_the_finite_difference_lies_around_the_weights() -> None:
+    """Then it is exact for L_train = a w^2 however far it reaches: d/da (dL_train/dw v) = 2 w v."""
+    w = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    a = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+
+    def at(weights: list[Tensor] | None) -> Tensor:
+        return w if weights is None else weights[0]
+
+    problem = Bilevel(lambda ws: a * at(ws) ** 2, lambda ws: -7 * at(ws), [w], [a], 0.1, 0.9, 0.0, [None])
+    (found,) = FiniteDifference(radius=0.8)(problem)
+    assert float(found) == pytest.approx(-0.1 * 2 * 3 * -7, rel=1e-12)
+
+
 def descend(gradient: object, steps: int = 4000) -> tuple[float, float]:
     """The toy of the DARTS paper: L_val = a w - 2 a + 1, L_train = w^2 - 2 a w + a^2, from (a, w) = (2, -2)."""
     a = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)

@@ -23,6 +23,7 @@ from dartslight.errors import InputError
 from dartslight.genotype import Genotype
 from dartslight.modules.checkpoint import read_checkpoint
 from dartslight.nets import DiscreteNetwork, Supernet
+from dartslight.run_folder import RunFolder
 from dartslight.selection.average import average
 from dartslight.selection.record import read_decisions
 from dartslight.spaces import SPACES, Choices
@@ -154,7 +155,7 @@ def test_mutated_checkpoints(tmp_path: Path, run: Path, changes: Any) -> None:
         read_checkpoint(path)
 
 
-@many(350)
+@many(500)
 @given(changes=edits)
 def test_mutated_decisions(tmp_path: Path, run: Path, changes: Any) -> None:
     path = tmp_path / "decisions.csv"
@@ -197,6 +198,12 @@ def test_a_strangers_checkpoint_runs_nothing(tmp_path: Path, capsys: pytest.Capt
     assert not trace.exists()
     torch.load(path, weights_only=False)
     assert trace.exists()  # it would have
+
+
+def test_damaged_metrics_of_a_run_that_goes_on_count_as_none(tmp_path: Path) -> None:
+    for contents in (b"step\nx\n", b"\xff\xfe", b"loss\n1\n", b"step,loss\n1,2,3\n"):
+        (tmp_path / "metrics.csv").write_bytes(contents)
+        assert RunFolder(tmp_path, resumed=tmp_path).create() == tmp_path
 
 
 def test_a_damaged_checkpoint_names_another(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

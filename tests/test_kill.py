@@ -1,8 +1,11 @@
 """Runs that are killed at random moments and go on: their results are those of a run that was left alone."""
 
 import hashlib
+import json
+import os
 import random
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,16 @@ OFFICIAL = ["fit", *SEARCH, "--selection.preset=official", "--selection.eval_bat
 # Fourteen epochs of one batch decide the operations, three more the inputs of nodes.
 INPUTS = ["fit", *SEARCH, "--model.space=s2", "--model.init_channels=2", "--trainer.max_epochs=1"]
 INPUTS += ["--data.size=8", "--data.padding=1", "--data.max_pictures=64", "--data.eval_batch_size=8"]
+COSTS = {"num_cells": 9, "init_channels": 2, "target": 0.1, "size": 8}
+CRITERIA = [
+    {"class_path": "dartslight.criteria.CrossEntropy"},
+    {"class_path": "dartslight.criteria.MultiplyAdds", "init_args": COSTS},
+]
+UNAS = ["fit", *SEARCH, "--model.space=mobile_small", "--model.num_cells=9", "--data.size=8", "--data.padding=1"]
+UNAS += ["--model.relaxation=dartslight.strategies.Sampled", "--model.gradient=dartslight.strategies.ScoreFunction"]
+UNAS += [f"--model.gradient.criteria={json.dumps(CRITERIA)}", "--model.gradient.surrogate_samples=20"]
+UNAS += ["--model.init_channels=2", "--data.max_pictures=128", "--selection=dartslight.selection.Magnitude"]
+UNAS += ["--trainer.callbacks=dartslight.callbacks.EstimateNoise", "--trainer.callbacks.draws=2"]
 RETRAIN = [
     "fit",
     f"--config={CONFIGS / 'cifar10' / 'retrain_small.yaml'}",
@@ -58,12 +71,14 @@ def genotype(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "kills"), [("paired", 12), ("official", 10), ("inputs", 8), ("retrain", 10)])
+@pytest.mark.parametrize(
+    ("name", "kills"), [("paired", 9), ("official", 10), ("inputs", 8), ("retrain", 9), ("unas", 4)]
+)
 def test_a_killed_run_goes_on_to_the_same_bits(
     tmp_path: Path, forks: Any, genotype: Path, name: str, kills: int
 ) -> None:
     retrain = [*RETRAIN, f"--model.genotype={genotype}"]
-    words = {"paired": PAIRED, "official": OFFICIAL, "inputs": INPUTS, "retrain": retrain}[name]
+    words = {"paired": PAIRED, "official": OFFICIAL, "inputs": INPUTS, "retrain": retrain, "unas": UNAS}[name]
     log, begun = tmp_path / "log", tmp_path / "begun"
 
     def go_on(root: Path, *more: str) -> Any:
@@ -154,7 +169,13 @@ def test_a_killed_rank_ends_the_run_which_goes_on_to_the_same_bits(tmp_path: Pat
     print(f"10 kills of a rank in {runs} runs of {length:.1f} s, after so many decisions: {places}")
 
 
-def test_finished_candidates_are_not_scored_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("command", "told"), [("fit", signal.SIGINT), ("select", signal.SIGINT), ("select", signal.SIGTERM)], ids=str
+)
+def test_finished_candidates_are_not_scored_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, told: int
+) -> None:
+    """Also those of earlier decisions that no checkpoint holds yet, and where no epoch is left to go on in."""
     monkeypatch.setattr(scores_file, "SECONDS", 0.0)
     passes = []
     forward_each = Supernet.forward_each
@@ -163,22 +184,34 @@ def test_finished_candidates_are_not_scored_again(tmp_path: Path, monkeypatch: p
     def counted(net: Supernet, images: torch.Tensor, variants: list, *rest: Any) -> list:
         if not torch.is_grad_enabled() and images.shape[0] == 16:
             passes.append(len(variants))
-            if len(passes) > limit:
-                raise KeyboardInterrupt
+            if len(passes) == limit:
+                os.kill(os.getpid(), told)
         return forward_each(net, images, variants, *rest)
 
     monkeypatch.setattr(Supernet, "forward_each", counted)
-    words = ["fit", *QUICK, "--data.batch_size=16", "--selection.preset=official", "--selection.monitor=false"]
-    words += ["--model.track_statistics=true", "--trainer.limit_val_batches=0", "--selection.interval=0"]
+    search = [*QUICK, "--data.batch_size=16", "--model.track_statistics=true", "--trainer.limit_val_batches=0"]
+    search += ["--data.max_pictures=64", "--model.init_channels=2", "--trainer.max_epochs=1"]
+    rule = ["--selection=dartslight.selection.Perturbation", "--selection.preset=official"]
+    rule += ["--selection.monitor=false", "--selection.interval=0"]
+    words = ["fit", *search, *rule]
+    if command == "select":
+        assert main(["fit", *search, "--selection=null", f"--trainer.default_root_dir={tmp_path}"]) == 0
+        words = ["select", f"--supernet={tmp_path / 'version_0' / 'checkpoints' / 'last.ckpt'}", *rule]
     assert main([*words, f"--trainer.default_root_dir={tmp_path / 'whole'}"]) == 0
     count = len(passes)
-    assert count == 30 * 8  # six edges of five operations, eight batches
+    assert count == 30 * 2  # six edges of five operations, two batches
     passes.clear()
-    limit = 45  # within the sixth candidate
-    assert main([*words, f"--trainer.default_root_dir={tmp_path / 'cut'}"]) != 0
+    limit = 31  # within the sixteenth candidate, which is of the fourth decision
+    capsys.readouterr()
+    assert main([*words, f"--trainer.default_root_dir={tmp_path / 'cut'}"]) == 130
+    assert f"dartslight fit --ckpt_path {tmp_path / 'cut'}" in capsys.readouterr().err
+    finished = len(passes) // 2  # a run that is told by SIGTERM measures on for at most 32 batches
+    assert finished == (15 if told == signal.SIGINT else 16)
     limit = 10**9
     passes.clear()
     folder = tmp_path / "cut" / "version_0"
     assert main(["fit", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt")]) == 0
-    assert len(passes) == count - 5 * 8  # the five finished ones were kept
+    assert len(passes) == count - finished * 2
     assert result(folder) == result(tmp_path / "whole" / "version_0")
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["callbacks"]["Selector"]["points"] == 6

@@ -2,18 +2,34 @@
 
 import platform
 import resource
+import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dartslight.nets import node_sums
 from dartslight.nets.allocation import keep_freed_memory
 from dartslight.nets.depthwise import DepthwiseConv
 from dartslight.nets.operations import OPERATIONS, Setting, Source
-from dartslight.nets.weighted_sum import BatchNorm, Normalised, Scaled, is_rows, value, weighted_sum
+from dartslight.nets.weighted_sum import BatchNorm, Normalised, Scaled, value, weighted_sum
 
 pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.fixture(params=["compiled", "by torch"])
+def by_both(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a test with the compiled passes, and without them."""
+    if request.param == "by torch":
+        monkeypatch.setattr(node_sums, "_LIBRARY", None)
+    elif node_sums._LIBRARY is None:
+        pytest.skip("node_sums.c is not compiled")
+
+
+@pytest.mark.skipif(platform.system() != "Linux" or shutil.which("gcc") is None, reason="needs gcc on Linux")
+def test_the_compiled_passes_are_installed() -> None:
+    assert node_sums.takes(pictures(2, 4, 4, 4))
 
 
 def pictures(*shape: int) -> Tensor:
@@ -59,11 +75,11 @@ def test_depthwise_convolution(kernel: int, dilation: int, stride: int, size: tu
     assert_same_to_the_second_derivative(conv(x), theirs, [x, conv.weight])
 
 
+@pytest.mark.usefixtures("by_both")
 @pytest.mark.parametrize("channels", [3, 4, 16, 36])
 @pytest.mark.parametrize("affine", [False, True])
 def test_batch_normalisation(channels: int, affine: bool) -> None:
     x = pictures(4, channels, 6, 4)
-    assert is_rows(x)
     ours, theirs = BatchNorm(channels, affine=affine), nn.BatchNorm2d(channels, affine=affine)
     inputs = [x]
     if affine:
@@ -81,6 +97,7 @@ def test_batch_normalisation(channels: int, affine: bool) -> None:
     assert_same(ours.eval()(x), theirs.eval()(x))
 
 
+@pytest.mark.usefixtures("by_both")
 @pytest.mark.parametrize("shape", [(4,), (2, 1, 1, 1)])
 def test_batch_normalisation_carries_a_mixing_weight(shape: tuple[int, ...]) -> None:
     x, weight = pictures(2, 4, 4, 4), torch.rand(shape).requires_grad_()
@@ -89,6 +106,7 @@ def test_batch_normalisation_carries_a_mixing_weight(shape: tuple[int, ...]) -> 
     assert_same_to_the_second_derivative(BatchNorm(4, affine=False)(x, weight), expected, [x, weight])
 
 
+@pytest.mark.usefixtures("by_both")
 def test_a_sum_of_terms() -> None:
     x, y, z = (pictures(2, 4, 6, 4) for _ in range(3))
     norms = BatchNorm(4), BatchNorm(4, affine=False)
@@ -124,6 +142,7 @@ def test_a_sum_of_nothing_and_of_one() -> None:
     assert weighted_sum([None, Scaled(x, None)]) is x
 
 
+@pytest.mark.usefixtures("by_both")
 def test_a_normalisation_in_several_sums_is_followed_once() -> None:
     x, norm, twin = pictures(2, 4, 6, 4), BatchNorm(4), nn.BatchNorm2d(4)
     term = Normalised(x, norm, None)
@@ -144,12 +163,49 @@ def test_another_normalisation_in_its_place_keeps_the_mixing_weight() -> None:
 
 
 def test_other_pictures_are_left_to_the_library() -> None:
-    assert not is_rows(pictures(1, 4, 3, 3))
-    assert not is_rows(torch.randn(2, 4, 4, 4))
+    assert not node_sums.takes(pictures(1, 4, 1, 1))
+    assert not node_sums.takes(torch.randn(2, 4, 4, 4))
     x = torch.randn(2, 4, 4, 4, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     assert BatchNorm(4).float()(x).dtype == torch.bfloat16
-    odd = pictures(1, 4, 3, 3)
-    assert_same(BatchNorm(4)(odd), F.batch_norm(odd, None, None, training=True))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(64, 8, 16, 16), (3, 5, 7, 9)])
+def test_compiled_passes_in_float32(shape: tuple[int, ...], threads: int) -> None:
+    """As near to float64 as the library, far from 0 too; the same bits each time with the same number of threads."""
+    if node_sums._LIBRARY is None:
+        pytest.skip("node_sums.c is not compiled")
+    exact = [pictures(*shape).detach() * 0.1 + 10 * i for i in range(3)]
+    xs, g = [x.float() for x in exact], pictures(*shape).detach().float()
+    exact = [x.double() for x in xs]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        mean, variance = node_sums.moments(xs)
+        by_scale, by_shift = node_sums.products(xs, mean, g)
+        again = *node_sums.moments(xs), *node_sums.products(xs, mean, g)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip((mean, variance, by_scale, by_shift), again, strict=True))
+    pixels = g[:, 0].numel()
+    for i, x in enumerate(exact):
+        expected, spread = x.var((0, 2, 3), correction=0), g.double().abs().sum((0, 2, 3))
+        assert torch.allclose(mean[i].double(), x.mean((0, 2, 3)), rtol=1e-6)
+        assert torch.allclose(variance[i].double(), expected, rtol=1e-5)
+        centred = x - mean[i].double().view(1, -1, 1, 1)
+        assert torch.allclose(
+            by_scale[i].double(), (g * centred).sum((0, 2, 3)), atol=1e-6 * float(spread.max()) / pixels**0.5, rtol=1e-5
+        )
+    assert torch.allclose(by_shift.double(), g.double().sum((0, 2, 3)), atol=1e-6 * float(spread.max()))
+
+
+def test_a_constant_channel_has_no_variance() -> None:
+    if node_sums._LIBRARY is None:
+        pytest.skip("node_sums.c is not compiled")
+    x = torch.full((2, 3, 4, 4), 0.1).to(memory_format=torch.channels_last)
+    mean, variance = node_sums.moments([x])
+    assert torch.equal(mean[0], x[0, :, 0, 0])
+    assert not variance.any()
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -12,14 +12,14 @@ from test_strategies_in_training import MAGNITUDE, TINY, fit, newest
 from dartslight.cli import main
 from dartslight.errors import InputError
 from dartslight.modules.timetable import Stage, Timetable, check_stages
-from dartslight.nets import OPERATIONS, Setting, Source, Supernet, widen
+from dartslight.nets import OPERATIONS, Drop, Setting, Source, Supernet, widen
 from dartslight.nets.weighted_sum import value
 from dartslight.selection import CurvatureStop, Magnitude, Perturbation, Rule, SearchPlan, Sgas, Staged
 from dartslight.spaces import SPACES, Choices
 from dartslight.strategies import Architecture, Softmax
 
 GROWING = [
-    "--model.space=darts",
+    "--model.space=s2",
     f"--model.stages={json.dumps([{'num_cells': 3, 'skip_dropout': 0.3}, {'num_cells': 5, 'skip_dropout': 0.6}])}",
     "--model.alpha_warmup_epochs=1",
     "--model.min_learning_rate=0",
@@ -51,6 +51,8 @@ def test_the_epochs_of_a_search_are_shared_equally() -> None:
     assert [e for e in range(76) if timetable.begins_stage(e)] == [25, 50]
     assert timetable.progress(30) == 0.4
     assert timetable.progress(80) == 1
+    assert [timetable.position(e) for e in (0, 37, 74, 75)] == [0, 0.5, 1, 1]
+    assert Timetable([Stage(5)], 1).position(0) == 0
 
 
 def test_one_learning_rate_schedule_runs_through_widened_stages() -> None:
@@ -73,7 +75,7 @@ def test_parameters_are_untaught_until_a_warm_up_is_over() -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", [Magnitude(), Perturbation(criterion="weight"), Staged([]), CurvatureStop(min_epoch=2)]
+    "rule", [Magnitude(), Perturbation(criterion="weight"), Staged([]), CurvatureStop(min_epoch=20)]
 )
 def test_rules_that_go_by_weights_refuse_those_of_a_warm_up(rule: Rule) -> None:
     space = SPACES["nasbench201"]
@@ -88,6 +90,10 @@ def test_rules_that_decide_on_the_way_refuse_points_in_a_warm_up() -> None:
         Sgas().schedule(SearchPlan(space, 50, (50,), untaught=frozenset(range(1, 11))))
     with pytest.raises(InputError, match="Staged goes by the mixing weights after 25 epochs"):
         Staged([3]).schedule(SearchPlan(space, 50, (50,), untaught=frozenset(range(1, 26))))
+    # The first end is after 22 epochs, with the architecture of epoch 10.
+    CurvatureStop().schedule(SearchPlan(space, 50, (50,), untaught=frozenset(range(1, 10))))
+    with pytest.raises(InputError, match="CurvatureStop goes by the mixing weights after 10 epochs"):
+        CurvatureStop().schedule(SearchPlan(space, 50, (50,), untaught=frozenset(range(1, 16))))
 
 
 def test_dropout_falls_linearly_then_exponentially() -> None:
@@ -98,6 +104,28 @@ def test_dropout_falls_linearly_then_exponentially() -> None:
     assert timetable.skip_dropout(10) == pytest.approx(0.1)
     assert timetable.skip_dropout(25 + 15) == pytest.approx(0.4 * math.exp(-1))
     assert timetable.skip_dropout(50) == 0
+
+
+def test_dropout_takes_numbers_of_skip_connections_alone() -> None:
+    torch.manual_seed(0)
+    space = SPACES["nasbench201"]
+    cell = Supernet(space, 3, 4, 10, terms=("auxiliary_skip",)).blocks[0]
+    x = torch.randn(8, 4, 16, 16).contiguous(memory_format=torch.channels_last)
+    weights = [[torch.full((4,), w) for w in (0.5,) * 5 + (0.0,)] for _ in range(6)]
+    edge = Choices.everything(space).drop([("cell", e) for e in range(6) if e != 3])  # from the first node to the last
+
+    def output(op: int, skip: float) -> torch.Tensor:
+        return cell([Source(x)], weights, edge.decide(("cell", 3), op).of("cell"), Drop(skip=skip)).x
+
+    dropped = output(1, 0.4)
+    assert float((dropped == 0).float().mean()) == pytest.approx(0.4, abs=0.02)
+    torch.testing.assert_close(dropped[dropped != 0], (0.5 / 0.6 * x)[dropped != 0])
+    for op in (2, 3, 4):
+        assert torch.equal(output(op, 0.4), output(op, 0.0))
+    weights[3][5].fill_(0.5)
+    torch.testing.assert_close(output(0, 0.4), 0.5 * x)  # the auxiliary skip is no operation
+    cell.eval()
+    torch.testing.assert_close(output(1, 0.4), x)
 
 
 @pytest.mark.parametrize(

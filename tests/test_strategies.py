@@ -372,7 +372,7 @@ def test_checkpointed_cells_give_the_same_numbers_with_all_terms(name: str) -> N
         twins = Twins(name, Gumbel(), share=4, edges=True, skip="cosine", checkpoint_cells=checkpoint)
         torch.manual_seed(5)
         choices = Choices.everything(twins.space).decide((twins.space.cells[0].name, 0), 1)
-        mixing, computed = twins.architecture.sample(choices, 0.5)
+        mixing, computed = twins.architecture.sample(choices, 0.5, 0.5)
         logits = twins.ours(images_of(), mixing, computed, Drop(0.4))
         logits.square().sum().backward()
         parameters = [*twins.ours.parameters(), *twins.architecture.parameters()]
@@ -545,6 +545,24 @@ def test_the_temperature_falls_linearly() -> None:
         assert_same(slopes[-1][0], soft[0] * (one - soft) / (10.0, 0.5)[int(progress)])
 
 
+def test_the_temperature_reaches_its_end_in_the_last_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Published: tau_max - (tau_max - tau_min) * epoch / (epochs - 1), from 10 to 0.1."""
+    seen: list[float] = []
+    temperature = Gumbel.temperature
+    monkeypatch.setattr(
+        Gumbel, "temperature", lambda own, position: seen.append(temperature(own, position)) or seen[-1]
+    )
+    module = search("nasbench201", epochs=250, relaxation=Gumbel(), auxiliary_skip="linear")
+    batch = {"train": batch_of(2), "val": batch_of(2)}
+    for epoch in (0, 83, 249, 260):  # the last one is of the fine-tuning
+        module._trainer.current_epoch = epoch
+        problem_of(module, batch).val_loss(None)
+        mixing, _ = module.passes.weight_sample(batch["train"], module.smoothing)
+        assert float(mixing["cell"][0, 5]) == pytest.approx(max(0, 1 - epoch / 250))  # DARTS- falls to 0 after it
+    expected = [10, 10 - 9.9 * 83 / 249, 0.1, 0.1]
+    assert seen == pytest.approx([t for t in expected for _ in range(2)])
+
+
 @pytest.mark.parametrize("decided", ["nothing", "half"])
 @pytest.mark.parametrize(("share", "edges"), [(1, False), (2, True)])
 @pytest.mark.parametrize("name", ["nasbench201", "s3", "darts"])
@@ -553,7 +571,7 @@ def test_gumbel_supernet_equals_textbook(name: str, share: int, edges: bool, dec
     twins = Twins(name, Gumbel(), share, edges)
     choices = decide_some(twins.space, DECIDED[decided], seed=2)
     torch.manual_seed(12)
-    mixing, computed = twins.architecture.sample(choices, 0.5)
+    mixing, computed = twins.architecture.sample(choices, 0.5, 0.5)
     a = twins.ours(images_of(), mixing, computed)
     rows, extras = {}, {}
     shares = book_edges(twins.space, twins.betas, choices)
@@ -589,7 +607,7 @@ def test_only_drawn_operations_are_computed() -> None:
     for seed in range(20):
         torch.manual_seed(seed)
         calls.clear()
-        mixing, computed = architecture.sample(choices, 0.5)
+        mixing, computed = architecture.sample(choices, 0.5, 0.5)
         net(images_of(2), mixing, computed)
         drawn = mixing["cell"][:, :5].argmax(dim=1).tolist()
         assert sorted(c for c in calls if c[2] < 5) == [("cell", e, drawn[e]) for e in range(5)]
@@ -683,7 +701,7 @@ def test_draws_and_penalties_wait_for_no_value(relaxation: Relaxation, monkeypat
     choices = decide_some(NASBENCH201, 0.3, seed=1)
     architecture(choices)  # masks are made once
     with Waits() as waits:
-        architecture.sample(choices, 0.5)
+        architecture.sample(choices, 0.5, 0.5)
         architecture.penalty(choices)
     assert waits.count > 5
     assert waits.seen == []
@@ -742,7 +760,7 @@ def test_penalties_reach_the_architecture_step_alone(relaxation: Relaxation) -> 
     torch.manual_seed(4)
     penalised = problem.val_loss(None)
     torch.manual_seed(4)
-    mixing, computed = module.architecture.sample(module.choices, module.progress)
+    mixing, computed = module.architecture.sample(module.choices, module.progress, 0.5)
     plain = nn.functional.cross_entropy(module.supernet(batch["val"].images, mixing, computed), batch["val"].labels)
     added = float((penalised - plain).detach())
     assert added == pytest.approx(float(module.architecture.penalty(module.choices).detach()), abs=1e-12)
@@ -879,10 +897,14 @@ def test_an_attack_stays_in_its_radius_and_raises_the_loss(progress: float) -> N
         evaluated.append(at["cell"].detach())
         return (slopes * at["cell"]).sum() + at["cell"].square().sum()
 
+    torch.manual_seed(9)
     moved = attack(rows, is_open, loss, progress)["cell"]
     radius = (0.03, 0.3)[int(progress)]
     undecided = is_open["cell"].sum(dim=1) > 1
     assert len(evaluated) == 7 + 2
+    torch.manual_seed(9)
+    start = (before + (2 * torch.rand(200, 5) - 1) * radius).clamp(0, 1) * is_open["cell"]  # anywhere in the ball
+    torch.testing.assert_close(evaluated[0][undecided], (start / start.sum(dim=1, keepdim=True))[undecided])
     for at in [*evaluated, moved]:
         assert all(is_within(p, q, radius) for p, q in zip(before, at, strict=True))
         assert torch.equal(at[~undecided], before[~undecided])
@@ -971,7 +993,7 @@ def test_drop_path_grows_linearly() -> None:
     for epoch in (0, 1, 5, 9, 10, 14):
         module._trainer.current_epoch = epoch
         found.append(module._drop.edge)
-    assert found == pytest.approx([0, 0.04, 0.2, 0.36, 0.4, 0.4])
+    assert found == pytest.approx([0, 0.4 / 9, 2 / 9, 0.4, 0.4, 0.4])
     assert search("nasbench201")._drop == Drop()
 
 

@@ -312,13 +312,20 @@ def test_the_noise_needs_an_estimate(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.ddp
-def test_the_first_of_two_processes_measures_for_both(table: Path, tmp_path: Path, forks: Any) -> None:
-    own = words(table, "Rebar", "ddp_probe.Noted", folder=str(tmp_path))
-    command = words_for(tmp_path, 2, *own[len(QUICK) :], "--model.track_statistics=true", "--data.max_pictures=64")
+@pytest.mark.parametrize("estimator", ["Rebar", "Reinforce"])
+def test_the_first_of_two_processes_measures_for_both(table: Path, tmp_path: Path, forks: Any, estimator: str) -> None:
+    own = words(table, estimator, "ddp_probe.Noted", folder=str(tmp_path))[len(QUICK) :]
+    if estimator == "Reinforce":
+        own += ["--trainer.callbacks+=dartslight.callbacks.EstimateNoise", "--trainer.callbacks.draws=2"]
+        own += ["--trainer.callbacks+=dartslight.callbacks.FreeStart"]
+    command = words_for(tmp_path, 2, "--model.track_statistics=true", "--data.max_pictures=64", *own)
     succeed(start_devices(forks, 2, tmp_path, main, command))
     a, b = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
-    for part in ("alphas", "weights"):
-        assert all(torch.equal(a[part][k], b[part][k]) for k in a[part])
+    for part in ("alphas", "weights", "remembered"):
+        assert all(torch.allclose(a[part][k], b[part][k], rtol=0, atol=0, equal_nan=True) for k in a[part])
+    assert any(
+        k.startswith("gradient.of_losses" if estimator == "Reinforce" else "gradient.surr") for k in a["remembered"]
+    )
     assert a["alphas"]["alphas.cell"].abs().max() > 0.005  # it has learned
     assert a["choices"] == b["choices"]
     assert a["labels"] != b["labels"]

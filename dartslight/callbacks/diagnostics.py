@@ -150,7 +150,8 @@ class NoiseFloor(SearchWatch):
 
     A decision whose margin is below twice this spread, and whose candidates were measured on different pictures, may
     be chance. Logged are ``noise/loss`` and ``noise/accuracy``, the means over all sets, and ``noise/loss_sigma`` and
-    ``noise/accuracy_sigma``, the standard deviations of the sets.
+    ``noise/accuracy_sigma``, the standard deviations of the sets. Between decisions the means tell whether the supernet
+    recovers from one before the next.
 
     Args:
         sets: Number of sets.

@@ -116,8 +116,9 @@ class StrengthStudy(EndOfSearch):
     validation loss grows without it) and the strength: the validation accuracy after the edge was given this operation
     alone and the supernet fine-tuned; then all is put back. They go into ``strength.csv`` in the run's folder, and
     Spearman's correlations of the first two with the third, over ranks within each edge, are logged as
-    ``strength/mixing_weight`` and ``strength/perturbation_score``. Its cost is ``edges`` times operations times
-    ``tune_epochs`` epochs of training.
+    ``strength/mixing_weight`` and ``strength/perturbation_score``, and that of the first two with each other as
+    ``strength/weight_and_score``: near 1 the perturbation says nothing that the weights do not say. Its cost is
+    ``edges`` times operations times ``tune_epochs`` epochs of training.
 
     Args:
         edges: Number of edges, drawn from the undecided ones of all cell types.
@@ -170,8 +171,8 @@ class StrengthStudy(EndOfSearch):
             by_first_device(live.trainer, lambda: write_whole(path, strength_csv(strengths)))
         found = strength_correlations(strengths)
         values = {f"strength/{name}": value for name, value in found.items() if value is not None}
-        words = [f"{name.replace('_', ' ')} {'-' if r is None else f'{r:+.2f}'}" for name, r in found.items()]
+        of_weight, of_score, of_both = ("-" if r is None else f"{r:+.2f}" for r in found.values())
         return values, (
             f"rank correlation with the accuracy after fine-tuning, edges {len(keys)}, operations {len(strengths)}: "
-            + ", ".join(words)
+            f"mixing weight {of_weight}, perturbation score {of_score}; of these two with each other {of_both}"
         )

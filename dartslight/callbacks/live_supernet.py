@@ -17,7 +17,7 @@ from dartslight.callbacks.scores_file import ScoresFile, digest
 from dartslight.data import EvaluationBatches
 from dartslight.errors import InputError
 from dartslight.modules import SearchModule
-from dartslight.modules.devices import share_statistics
+from dartslight.modules.devices import end_if_told, share_statistics
 from dartslight.modules.sensitivities import sensitivity
 from dartslight.nets import Mixing, Supernet
 from dartslight.run_folder import by_first_device
@@ -127,6 +127,7 @@ class LiveSupernet:
                     ended = set(racing) - set(stay) if len(stay) > 1 else set(left)
                     counts = [stop if i in ended else count for i, count in enumerate(counts)]
                 self._keep(key, evaluation, {"table": so_far, "done": done, "counts": counts})
+                end_if_told(self.trainer)  # Lightning asks only between training batches
         ends = [batches.place(count - 1).stop for count in counts]
         loss, correct, divergence = so_far.cpu()
         return [

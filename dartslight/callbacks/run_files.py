@@ -11,8 +11,10 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from dartslight import __version__
 from dartslight.errors import check_least
+from dartslight.genotype import Genotype
+from dartslight.modules import RetrainModule
 from dartslight.modules.checkpoint import HEADER
-from dartslight.run_folder import CONFIG, LAST, RunFolder, by_first_device, folder_of, write_whole
+from dartslight.run_folder import CONFIG, GENOTYPE, LAST, RunFolder, by_first_device, folder_of, write_whole
 
 
 class RunConfig(SaveConfigCallback):
@@ -25,19 +27,25 @@ class RunConfig(SaveConfigCallback):
         """Does nothing yet: the folder must not appear before all input has been checked."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Creates the folder and writes the configuration, unless the run goes on in a folder that has it."""
+        """Creates the folder and writes the configuration, unless the run goes on in a folder that has it.
+
+        A retraining also writes its architecture, so that its folder tells all of it.
+        """
         folder = folder_of(trainer)
         if folder is None:
             return
-        by_first_device(trainer, lambda: self._create(folder))
+        genotype = pl_module.genotype if isinstance(pl_module, RetrainModule) else None
+        by_first_device(trainer, lambda: self._create(folder, genotype))
         folder.settle(trainer.strategy.broadcast(folder.path))
         for logger in trainer.loggers:
             logger.log_hyperparams(yaml.safe_load(self._text))
 
-    def _create(self, folder: RunFolder) -> None:
-        path = folder.create() / CONFIG
-        if not path.exists():
-            write_whole(path, self._text)
+    def _create(self, folder: RunFolder, genotype: Genotype | None) -> None:
+        path = folder.create()
+        if not (path / CONFIG).exists():
+            write_whole(path / CONFIG, self._text)
+        if genotype is not None and not (path / GENOTYPE).exists():
+            write_whole(path / GENOTYPE, genotype.to_json())
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks whether there was room for the metrics of the epoch before."""

@@ -16,7 +16,7 @@ SCORES = "scores.pt"
 """Name of the file, beside the checkpoints."""
 
 SECONDS = 2.0
-"""Measurements shorter than this are not worth a file."""
+"""Measurements shorter than this are not worth a file; where writing takes long they must be longer."""
 
 
 @dataclass
@@ -31,6 +31,7 @@ class ScoresFile:
     _entries: dict[str, dict[str, Any]] = field(default_factory=dict)
     _found: dict[str, dict[str, Any]] = field(default_factory=dict)
     _last: float = field(default_factory=time.monotonic)
+    _took: float = 0.0
 
     def __post_init__(self) -> None:
         if self.path is not None and self.path.is_file():
@@ -49,9 +50,11 @@ class ScoresFile:
     def keep(self, digest: str, entry: Mapping[str, Any]) -> None:
         """Keeps the state of a measurement; it goes to disk where enough time has passed."""
         self._entries[digest] = dict(entry)
-        if self.path is not None and time.monotonic() - self._last >= SECONDS:
+        begin = time.monotonic()
+        if self.path is not None and begin - self._last >= SECONDS * max(1.0, 10 * self._took):
             write_whole_tensors(self.path, self._entries)
             self._last = time.monotonic()
+            self._took = self._last - begin
 
 
 def digest(network: nn.Module, *settings: object) -> str:

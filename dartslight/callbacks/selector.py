@@ -7,14 +7,16 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.trainer.states import TrainerFn
 
 from dartslight.callbacks.live_supernet import LiveSupernet
 from dartslight.callbacks.scores_file import SCORES, ScoresFile
 from dartslight.errors import InputError
 from dartslight.genotype import Genotype
 from dartslight.modules import SearchModule
+from dartslight.modules.checkpoint import HEADER
 from dartslight.report.conclusion import write_conclusion
-from dartslight.run_folder import DECISIONS, SEARCHED, by_first_device, folder_of, write_whole
+from dartslight.run_folder import DECISIONS, LAST, SEARCHED, by_first_device, folder_of, write_whole
 from dartslight.seeding import run_seed
 from dartslight.selection import Rule, Schedule, schedule_of
 from dartslight.selection.record import decisions_csv, in_words, record
@@ -58,19 +60,19 @@ class Selector(Callback):
                 "--selection null first and decide the supernet with select."
             )
         module = _search(pl_module)
-        # A selection without epochs needs a place to happen: one more epoch, which `on_train_start` calls off.
         self._is_selected_again = module.search_epochs is not None
         if module.search_epochs is None:
             module.search_epochs = trainer.max_epochs
         self._schedule = schedule_of(self.rule, module.search_plan(self._is_selected_again))
         module.tuning, module.tuning_epochs = self.rule.tuning(), self._schedule.tuning_epochs
-        room = 1 if self._is_selected_again and not module.tuning_epochs else 0
-        trainer.fit_loop.max_epochs = cast("int", module.search_epochs) + module.tuning_epochs + room
+        trainer.fit_loop.max_epochs = cast("int", module.search_epochs) + module.tuning_epochs
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Catches up with what is due when a run begins or goes on."""
-        self._catch_up(trainer, _search(pl_module), trainer.current_epoch)
-        module = _search(pl_module)
+        """Catches up with what is due when a run begins or goes on; no epoch may follow whose end has a checkpoint."""
+        module, folder, before = _search(pl_module), folder_of(trainer), self._points
+        self._catch_up(trainer, module, trainer.current_epoch)
+        if self._points > before and folder is not None:
+            folder.checkpoint(trainer, LAST)
         last = cast("int", module.search_epochs) + module.tuning_epochs
         if self._is_ended or (self.is_complete and trainer.current_epoch >= last):
             trainer.should_stop = True
@@ -120,29 +122,32 @@ class Selector(Callback):
         if is_over and self._schedule.tuning_epochs and not module.tuning.monitor:
             trainer.limit_val_batches = 0
         if self._observed < epochs <= cast("int", module.search_epochs):
-            self.rule.observe(self._supernet(trainer, module, "observation", epochs), epochs)
+            self.rule.observe(self._supernet(trainer, module, "observation", epochs, _scores(trainer)), epochs)
             self._observed = epochs
         due = sum(point <= epochs for point in self._schedule.points)
         if self._points >= due or self._is_ended:
             return
         folder = folder_of(trainer)
         undecided = module.choices == Choices.everything(module.space)
-        if is_over and undecided and folder is not None and not self._is_selected_again:
-            folder.checkpoint(trainer, SEARCHED)
-        ended = False
+        if is_over and undecided and folder is not None:
+            if not self._is_selected_again:
+                folder.checkpoint(trainer, SEARCHED)
+            if not trainer.strategy.broadcast((folder.path / "checkpoints" / LAST).exists()):
+                folder.checkpoint(trainer, LAST)  # what goes on if this decision is interrupted
+        scores, ended = _scores(trainer), False  # no checkpoint is written between these decisions
         while self._points < due and not ended:
-            ended = self._decide(trainer, module, epochs)
+            ended = self._decide(trainer, module, epochs, scores)
         if ended:
             self._is_ended = trainer.should_stop = True
 
-    def _supernet(self, trainer: Trainer, module: SearchModule, title: str, epochs: int) -> LiveSupernet:
-        folder = folder_of(trainer)
-        scores = ScoresFile(None if folder is None else folder.path / "checkpoints" / SCORES)
+    def _supernet(
+        self, trainer: Trainer, module: SearchModule, title: str, epochs: int, scores: ScoresFile
+    ) -> LiveSupernet:
         return LiveSupernet(trainer, module, title, scores, self._memory, epochs)
 
     # ------------------------------------------------------------------ what
 
-    def _decide(self, trainer: Trainer, module: SearchModule, epochs: int) -> bool:
+    def _decide(self, trainer: Trainer, module: SearchModule, epochs: int, scores: ScoresFile) -> bool:
         """Asks the rule at one decision point, commits what rank 0 heard, and returns whether that ends the run."""
         start = time.perf_counter()
         count = len(self._schedule.points)
@@ -150,7 +155,7 @@ class Selector(Callback):
         began, first = self._begin
         title = f"decision {self._points + 1} of {count}{_left(start - began, first, self._points, count)}"
         try:
-            own = self.rule.decide(self._supernet(trainer, module, title, epochs), self._points, run_seed())
+            own = self.rule.decide(self._supernet(trainer, module, title, epochs, scores), self._points, run_seed())
         except InputError as error:
             raise InputError(f"Decision {self._points + 1} cannot be taken: {error}") from None
         outcome = trainer.strategy.broadcast(own)
@@ -182,6 +187,16 @@ class Selector(Callback):
         if trainer.is_global_zero:
             print(f"\n{in_words(genotype, self._decisions)}\n")
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Makes room for decisions that no epoch is left for: of a selection without epochs that was stopped."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        kept = checkpoint["callbacks"].get(self.state_key, {"points": 0, "ended": False})
+        last = cast("int", _search(pl_module).search_epochs) + _search(pl_module).tuning_epochs
+        is_left = kept["points"] < len(self._schedule.points) and not kept["ended"]
+        if is_left and checkpoint[HEADER]["epochs"] >= last:
+            trainer.fit_loop.max_epochs = last + 1  # which `on_train_start` calls off
+
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that the selection has done so far, as plain values."""
         return {
@@ -212,6 +227,12 @@ def _write(path: Path, genotype: Genotype, decisions: list[dict[str, Any]]) -> N
     """Writes what a selection ends with into the folder of its run."""
     (path / "checkpoints" / SCORES).unlink(missing_ok=True)
     write_conclusion(path, genotype, decisions)
+
+
+def _scores(trainer: Trainer) -> ScoresFile:
+    """Returns where measurements are kept until a checkpoint holds what they have decided."""
+    folder = folder_of(trainer)
+    return ScoresFile(None if folder is None else folder.path / "checkpoints" / SCORES)
 
 
 def _left(seconds: float, first: int, now: int, count: int) -> str:

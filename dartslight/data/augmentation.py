@@ -62,8 +62,8 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return torch.addcmul(shift, rows, scale).view(n, height, width, 3).permute(0, 3, 1, 2)
 
 
-def cut_out(images: Tensor, seed: int, size: int) -> Tensor:
-    """Sets a square of every picture to 0, the mean colour of normalised pictures.
+def cut_out(images: Tensor, seed: int, size: int, probability: float = 1.0) -> Tensor:
+    """Sets a square of a picture to 0, the mean colour of normalised pictures.
 
     Paper: https://arxiv.org/abs/1708.04552
 
@@ -71,6 +71,7 @@ def cut_out(images: Tensor, seed: int, size: int) -> Tensor:
         images: Normalised pictures, (n, 3, height, width).
         seed: Seed of the draws; that of `augment` may be used again.
         size: Side of the square in pixels; its centre lies anywhere in the picture, and the border clips it.
+        probability: Probability with which a picture loses a square.
 
     Returns:
         Pictures of the same shape and memory order.
@@ -79,6 +80,8 @@ def cut_out(images: Tensor, seed: int, size: int) -> Tensor:
     generator = torch.Generator().manual_seed(derived_seed(seed, _CUTOUT))
     hidden = [_interval(n, length, size, generator) for length in (height, width)]
     holes = hidden[0][:, None, :, None] & hidden[1][:, None, None, :]  # (n, 1, height, width)
+    if probability < 1:
+        holes &= (torch.rand(n, generator=generator) < probability)[:, None, None, None]
     return images.masked_fill(holes.to(images.device), 0.0)
 
 

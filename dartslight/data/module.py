@@ -35,6 +35,8 @@ class ImageData(LightningDataModule, ABC):
         padding: Pixels by which training pictures are shifted at most; 0 for no random crop.
         flip: Whether training pictures are mirrored left to right, each with probability 0.5.
         cutout: Side, in pixels, of the square that is cut out of training pictures; 0 for none.
+        cutout_epochs: Epochs in which the probability of that grows linearly, from 0 in the first to 1 in the last one
+            (R-DARTS); 0 for a square in every picture.
         augment_val: Whether the validation pictures are augmented like the training pictures in the steps of a search.
         max_pictures: Largest number of training pictures to use, drawn as ``split`` says; null for all.
         seed: Seed of split, order and augmentation; null for that of seed_everything.
@@ -58,6 +60,7 @@ class ImageData(LightningDataModule, ABC):
         padding: int = 4,
         flip: bool = True,
         cutout: int = 0,
+        cutout_epochs: int = 0,
         augment_val: bool = True,
         max_pictures: int | None = None,
         seed: int | None = None,
@@ -72,11 +75,12 @@ class ImageData(LightningDataModule, ABC):
                 f"split is {split!r}, but it must be one of {', '.join(get_args(Split))}; give one of them."
             )
         check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
-        check_at_least(0, padding=padding, cutout=cutout, seed=seed)
+        check_at_least(0, padding=padding, cutout=cutout, cutout_epochs=cutout_epochs, seed=seed)
         check_at_least(2, max_pictures=max_pictures)
         self.train_portion, self.split, self.max_pictures, self.seed = train_portion, split, max_pictures, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.padding, self.flip, self.cutout, self.augment_val = padding, flip, cutout, augment_val
+        self.padding, self.flip, self.augment_val = padding, flip, augment_val
+        self.cutout, self.cutout_epochs = cutout, cutout_epochs
         self._training: Pictures | None = None
         self._test: Pictures | None = None
 
@@ -267,7 +271,14 @@ class ImageData(LightningDataModule, ABC):
         if seed == UNCHANGED:
             return Batch(normalise(images, mean, std), labels, seed)
         images = normalise(augment(images, seed, self.padding, self.flip), mean, std)
-        return Batch(cut_out(images, seed, self.cutout) if self.cutout else images, labels, seed)
+        return Batch(cut_out(images, seed, self.cutout, self._cutout_share) if self.cutout else images, labels, seed)
+
+    @property
+    def _cutout_share(self) -> float:
+        """The probability with which a picture of this epoch loses a square."""
+        if self.trainer is None or self.cutout_epochs < 2:
+            return 1.0
+        return min(1.0, self.trainer.current_epoch / (self.cutout_epochs - 1))
 
     @property
     def normalisation(self) -> tuple[Channels, Channels]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
 from dartslight.errors import InputError
@@ -32,8 +33,10 @@ def share_statistics(trainer: Trainer, network: nn.Module) -> None:
         trainer: The trainer.
         network: The network.
     """
+    if trainer.world_size == 1:  # there are thousands of modules to ask, in each step
+        return
     running = [b for b in network.buffers() if b.dtype.is_floating_point]
-    if running and trainer.world_size > 1:
+    if running:
         for buffer, mean in zip(running, average(trainer, running), strict=True):
             buffer.copy_(mean)
 
@@ -61,3 +64,21 @@ def on_first(trainer: Trainer, compute: Callable[[], Any]) -> Any:
     if failure is not None:
         raise InputError(failure)
     return result
+
+
+def end_if_told(trainer: Trainer) -> None:
+    """Ends the run on all devices where one of them has been told to by SIGTERM.
+
+    Args:
+        trainer: The trainer.
+
+    Raises:
+        SIGTERMException: On all devices, at the same place.
+    """
+    is_told = trainer._signal_connector.received_sigterm
+    if trainer.world_size > 1:
+        told = torch.tensor(int(is_told), device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+        is_told = bool(told)
+    if is_told:
+        raise SIGTERMException

@@ -37,7 +37,8 @@ class Passes:
         supernet: The supernet.
         architecture: Its architecture parameters.
         choices: The operations that are open.
-        progress: The share of the search that is over, from 0 to 1.
+        progress: The share of the search that was over when this epoch began, from 0 to 1.
+        position: Where this epoch stands in the search, from 0 for the first to 1 for the last one.
         drop: What a weight step leaves out at random.
         loss_scale: What losses are multiplied by while they are differentiated.
         watch: Sees the mixing weights of each validation loss before it is differentiated, or None.
@@ -47,6 +48,7 @@ class Passes:
     architecture: Architecture
     choices: Choices
     progress: float
+    position: float
     drop: Drop
     loss_scale: Tensor | float = 1.0
     watch: Callable[[Mapping[str, Tensor]], None] | None = None
@@ -157,7 +159,7 @@ class Passes:
         """Returns the loss on a batch as a function of the operation weights of these names."""
 
         def loss(weights: Sequence[Tensor] | None) -> Tensor:
-            sample = self.architecture.sample(self.choices, self.progress)
+            sample = self.architecture.sample(self.choices, self.progress, self.position)
             penalty = self.architecture.penalty(self.choices) if is_val else None
             if is_val and self.watch is not None:
                 self.watch(sample.mixing)
@@ -208,4 +210,5 @@ class Passes:
             self.supernet.train()
             return moved
 
-        return self.architecture.sample(self.choices, self.progress, disturbed if smoothing else None)
+        disturb = disturbed if smoothing else None
+        return self.architecture.sample(self.choices, self.progress, self.position, disturb)

@@ -80,9 +80,9 @@ class SearchModule(LightningModule):
             partial_channels; null for one stage.
         normalise_pools: Whether a batch normalisation follows every pooling of the DARTS spaces (DrNAS: no);
             NAS-Bench-201 has none.
-        drop_path: Probability, at the end of the search, with which a picture loses the whole output of an edge in a
-            weight step (R-DARTS); it grows linearly from 0. The published code drops in the architecture step as well,
-            where it would drown the differences of the second order.
+        drop_path: Probability, in the last epoch of the search, with which a picture loses the whole output of an edge
+            in a weight step (R-DARTS); it grows linearly from 0. The published code drops in the architecture step as
+            well, where it would drown the differences of the second order.
         learning_rate: Learning rate of the operation weights in the first epoch of a stage.
         min_learning_rate: Learning rate that the cosine schedule of a stage ends at.
         weight_optimizer: Optimizer of the operation weights: ``sgd`` with momentum, or ``adam`` (UNAS).
@@ -369,6 +369,7 @@ class SearchModule(LightningModule):
             architecture=self.architecture,
             choices=self.choices,
             progress=self.progress,
+            position=self.timetable.position(self.current_epoch),
             drop=self._drop,
             loss_scale=self._loss_scale,
             watch=watch,
@@ -378,7 +379,11 @@ class SearchModule(LightningModule):
     def _drop(self) -> Drop:
         """What a weight step leaves out at random."""
         skip = self.timetable.skip_dropout(self.current_epoch)
-        return Drop(edge=self.drop_path * self.progress, skip=skip) if self.drop_path or skip else NO_DROP
+        return (
+            Drop(edge=self.drop_path * self.timetable.position(self.current_epoch), skip=skip)
+            if self.drop_path or skip
+            else NO_DROP
+        )
 
     def learning_rate_at(self, epoch: int) -> float:
         """Returns the learning rate of the operation weights in an epoch: a cosine in the search, then the tuning's."""

@@ -80,6 +80,10 @@ class Timetable:
         """Returns the share of the search that is over after so many epochs, from 0 to 1."""
         return min(1.0, epochs / self.epochs)
 
+    def position(self, epoch: int) -> float:
+        """Returns where an epoch stands in the search, from 0 for the first to 1 for the last one and after it."""
+        return min(1.0, epoch / max(1, self.epochs - 1))
+
     def training_progress(self, epoch: int) -> float:
         """Returns the share of the learning rate's schedule that is over when an epoch begins, from 0 to below 1.
 

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dartslight.nets import node_sums
+
 Weight = Tensor | None
 """A mixing weight: one entry for each channel (channels,), one for each picture (batch, 1, 1, 1), or None for 1."""
-
-_PIXELS = 8  # With channels last a pixel is so few numbers that a processor's vectors stay half empty; 8 fill them.
 
 _is_repeated = ContextVar("_is_repeated", default=False)
 _keeps_all = ContextVar("_keeps_all", default=False)
@@ -108,20 +108,24 @@ class Normalised:
         again: Computes x anew, so that it need not be kept for derivatives.
     """
 
-    __slots__ = ("again", "norm", "statistics", "weight", "x")
+    __slots__ = ("_value", "again", "norm", "statistics", "weight", "x")
 
     def __init__(self, x: Tensor, norm: nn.Module, weight: Weight, again: Callable[[], Tensor] | None = None) -> None:
         self.x, self.norm, self.weight, self.again = x, norm, weight, again
         self.statistics: tuple[Tensor, Tensor] | None = None
         """Mean and 1 / standard deviation of each channel, once a sum has computed them; other sums use them again."""
+        self._value: Tensor | None = None
 
     def by_library(self) -> Tensor:
-        """Returns the value as the library computes it."""
-        with contextlib.nullcontext() if self.again is None else _forgetting([self]):
-            if isinstance(self.norm, BatchNorm):
-                return self.norm.by_library(self.x, self.weight)
-            y: Tensor = self.norm(self.x)  # a normalisation that was put in its place, such as a synchronised one
-        return y if self.weight is None else y * _broadcast(self.weight)
+        """Returns the value as the library computes it, once for all sums, so that running statistics follow once."""
+        if self._value is None:
+            with contextlib.nullcontext() if self.again is None else _forgetting([self]):
+                if isinstance(self.norm, BatchNorm):
+                    self._value = self.norm.by_library(self.x, self.weight)
+                else:  # a normalisation that was put in its place, such as a synchronised one
+                    y: Tensor = self.norm(self.x)
+                    self._value = y if self.weight is None else y * _broadcast(self.weight)
+        return self._value
 
 
 Term = Tensor | Scaled | Normalised | None
@@ -169,8 +173,8 @@ def weighted_sum(terms: Sequence[Term]) -> Tensor | None:
         return None
     if len(summands) == 1 and isinstance(summands[0], Scaled) and summands[0].weight is None:
         return summands[0].x
-    if _are_rowwise(summands):
-        return _by_rows(summands)
+    if _are_compiled(summands):
+        return _by_passes(summands)
     total: Tensor | None = None
     for term in summands:
         x, weight = (term.by_library(), None) if isinstance(term, Normalised) else term
@@ -186,13 +190,13 @@ def _broadcast(weight: Tensor) -> Tensor:
     return weight if weight.dim() == 4 else weight.view(1, -1, 1, 1)
 
 
-# ---------------------------------------------------------------------- on a CPU, by rows of several pixels
+# ---------------------------------------------------------------------- on a CPU, by the compiled passes
 
 
-def _are_rowwise(terms: Sequence[Scaled | Normalised]) -> bool:
-    """Whether the sum can be computed over rows of pixels; the library does what cannot."""
+def _are_compiled(terms: Sequence[Scaled | Normalised]) -> bool:
+    """Whether the compiled passes can compute the sum; the library does what they cannot."""
     dtype = terms[0].x.dtype
-    if dtype not in (torch.float32, torch.float64) or not all(is_rows(t.x) and t.x.dtype == dtype for t in terms):
+    if not all(node_sums.takes(t.x) and t.x.dtype == dtype for t in terms):
         return False
     if any(t.weight is not None and (t.weight.dim() > 1 or t.weight.dtype != dtype) for t in terms):
         return False
@@ -203,29 +207,7 @@ def _are_rowwise(terms: Sequence[Scaled | Normalised]) -> bool:
     return kind is not None and not others and (kind.uses_batch or not torch.is_grad_enabled())
 
 
-def is_rows(x: Tensor) -> bool:
-    """Returns whether pictures lie in memory as rows of 8 pixels that follow each other."""
-    return (
-        x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and x.numel() % (_PIXELS * x.shape[1]) == 0
-        and x.is_contiguous(memory_format=torch.channels_last)
-    )
-
-
-def _rows(x: Tensor) -> Tensor:
-    """Views pictures, (batch, channels, height, width), as rows of some pixels, (any, 8 * channels)."""
-    width = _PIXELS * x.shape[1]
-    return x.as_strided((x.numel() // width, width), (width, 1))
-
-
-def _tiled(per_channel: Tensor) -> Tensor:
-    """Repeats numbers for each channel, (terms, channels), for every pixel of a row; faster than `Tensor.repeat`."""
-    terms, channels = per_channel.shape
-    return per_channel.unsqueeze(1).expand(terms, _PIXELS, channels).reshape(terms, _PIXELS * channels)
-
-
-def _by_rows(terms: Sequence[Scaled | Normalised]) -> Tensor:
+def _by_passes(terms: Sequence[Scaled | Normalised]) -> Tensor:
     # Those with a normalisation first: what is computed for each channel is then one block of numbers for all of them.
     normalised = [t for t in terms if isinstance(t, Normalised)]
     inputs: list[Tensor | None] = []
@@ -236,7 +218,7 @@ def _by_rows(terms: Sequence[Scaled | Normalised]) -> Tensor:
             inputs += [scaled.x, scaled.weight, None]
     mean, inverse = _statistics(normalised, terms[0].x)
     if not torch.is_grad_enabled():
-        return _sum_rows(mean, inverse, inputs)[0]
+        return _sum(mean, inverse, inputs)[0]
     with _forgetting(normalised):
         eps = cast("BatchNorm", normalised[0].norm).eps if normalised else 0.0
         total: Tensor = _WeightedSum.apply(mean, inverse, eps, *inputs)
@@ -280,11 +262,7 @@ def _new_statistics(xs: Sequence[Tensor], norms: Sequence[BatchNorm]) -> tuple[T
     if not uses_batch:
         mean, var = (torch.stack(some) for some in running)
         return mean, var.add_(eps).rsqrt_()
-    parts = [torch.batch_norm_update_stats(_rows(x), None, None, 0.0) for x in xs]
-    means, variances = (torch.stack(some).view(len(xs), _PIXELS, -1) for some in zip(*parts, strict=True))
-    # Those of a channel follow from those of every place in a row.
-    between, mean = torch.var_mean(means, 1, correction=0)
-    var = variances.mean(1).add_(between)
+    mean, var = node_sums.moments(xs)
     if running and not _is_repeated.get():
         count = xs[0].numel() // xs[0].shape[1]
         for some, now in zip(running, (mean, var * (count / (count - 1))), strict=True):
@@ -292,7 +270,7 @@ def _new_statistics(xs: Sequence[Tensor], norms: Sequence[BatchNorm]) -> tuple[T
     return mean, var.add_(eps).rsqrt_()
 
 
-def _sum_rows(mean: Tensor, inverse: Tensor, inputs: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+def _sum(mean: Tensor, inverse: Tensor, inputs: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
     """Returns the sum and the slope of every term, (terms, channels).
 
     Args:
@@ -304,27 +282,19 @@ def _sum_rows(mean: Tensor, inverse: Tensor, inputs: Sequence[Tensor | None]) ->
     one = xs[0].new_ones(xs[0].shape[1])
     slopes = torch.stack([one if scale is None else scale for scale in inputs[1::3]])
     slopes[:count] *= inverse
-    total = torch.empty_like(xs[0])
-    rows, first, (slope, *others) = _rows(total), _rows(xs[0]), _tiled(slopes).unbind(0)
-    if count:
-        offset = (mean * slopes[:count]).sum(0, keepdim=True).neg_()
-        for shift in inputs[2::3]:
-            if shift is not None:
-                offset += shift
-        torch.addcmul(_tiled(offset), first, slope, out=rows)
-    else:
-        torch.mul(first, slope, out=rows)
-    for x, slope in zip(xs[1:], others, strict=True):
-        rows.addcmul_(_rows(x), slope)
-    return total, slopes
+    offset = (mean * slopes[:count]).sum(0).neg_()
+    for shift in inputs[2::3]:
+        if shift is not None:
+            offset += shift
+    return node_sums.weighted(xs, slopes, offset), slopes
 
 
 class _WeightedSum(torch.autograd.Function):
-    """The sum over rows, see `_sum_rows`."""
+    """The sum by compiled passes, see `_sum`."""
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, inverse: Tensor, eps: float, *inputs: Tensor | None) -> Tensor:
-        total, slopes = _sum_rows(mean, inverse, inputs)
+        total, slopes = _sum(mean, inverse, inputs)
         kept = list(inputs)
         for i in range(len(mean), len(slopes)):
             if not ctx.needs_input_grad[3 + 3 * i + 1]:
@@ -352,53 +322,26 @@ def _derivatives(
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """Returns the derivatives by x, scale and shift of every term."""
-    count, rows = len(mean), _rows(gradient)
+    count = len(mean)
     by_x: list[Tensor | None] = [None] * len(slopes)
     by_scale, by_shift = list(by_x), list(by_x)
-    for i, slope in enumerate(_tiled(slopes[count:]).unbind(0), start=count):
-        if wanted[3 * i]:
-            own = by_x[i] = torch.empty_like(gradient)
-            torch.mul(rows, slope, out=_rows(own))
+    # Terms without a normalisation have neither mean nor deviation.
     summed = [i for i in range(len(slopes)) if i < count or wanted[3 * i + 1]]
+    constants = factors = mean
     if summed:
-        scales, shifts = _sums(rows, [_rows(inputs[3 * i]) for i in summed], mean, inverse)
-        for i, scale, shift in zip(summed, scales.unbind(0), shifts.unbind(0), strict=True):
+        means = F.pad(mean, (0, 0, 0, len(summed) - count))
+        scales, shift = node_sums.products([inputs[3 * i] for i in summed], means, gradient)
+        scales[:count] *= inverse
+        for i, scale in zip(summed, scales.unbind(0), strict=True):
             by_scale[i] = scale if wanted[3 * i + 1] else None
             by_shift[i] = shift if wanted[3 * i + 2] else None
-    if any(wanted[: 3 * count : 3]):
         # d y / d x: slope * (gradient - mean(gradient) - normalised * mean(gradient * normalised))
         share = slopes[:count] / (-gradient.numel() // gradient.shape[1])
-        by_normalised = share * inverse * scales[:count]
-        constant = torch.addcmul(share * shifts[:count], by_normalised, mean, value=-1)
-        lines = zip(*(_tiled(some).unbind(0) for some in (constant, by_normalised, slopes[:count])), strict=True)
-        for i, (offset, factor, slope) in enumerate(lines):
-            if wanted[3 * i]:
-                own = by_x[i] = torch.empty_like(gradient)
-                torch.addcmul(offset, _rows(inputs[3 * i]), factor, out=_rows(own)).addcmul_(rows, slope)
+        factors = share * inverse * scales[:count]
+        constants = torch.addcmul(share * shift, factors, mean, value=-1)
+    if any(wanted[::3]):
+        by_x = node_sums.derivatives(inputs[: 3 * count : 3], constants, factors, slopes, gradient, wanted[::3])
     return [gradient for triple in zip(by_x, by_scale, by_shift, strict=True) for gradient in triple]
-
-
-def _sums(gradient: Tensor, xs: Sequence[Tensor], mean: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the sums over pixels of gradient * normalised x and of the gradient, (terms, channels) each.
-
-    What has no mean and deviation is taken as it is.
-
-    Args:
-        gradient: Rows.
-        xs: Rows of every term.
-        mean: Mean of the first terms.
-        inverse: 1 / standard deviation of the same.
-    """
-    rest = (len(xs) - len(mean), mean.shape[1])
-    means = _tiled(torch.cat([mean, mean.new_zeros(rest)])).unbind(0)
-    variances = _tiled(torch.cat([inverse.pow(-2), mean.new_ones(rest)])).unbind(0)
-    # With fixed statistics the library gives just these sums.
-    parts = [
-        torch.ops.aten.native_batch_norm_backward(gradient, x, None, m, v, m, v, False, 0.0, [False, True, True])[1:]
-        for x, m, v in zip(xs, means, variances, strict=True)
-    ]
-    by_scale, by_shift = (torch.stack(some).view(len(xs), _PIXELS, -1).sum(1) for some in zip(*parts, strict=True))
-    return by_scale, by_shift
 
 
 def _differentiable(

@@ -3,9 +3,6 @@
 No label can cover another one: nodes stand in columns, an edge bends only beside the nodes that it joins and runs level
 between columns, two edges share a lane only where one ends before the other begins, and each operation is written in
 the column gap before the node it leads to. Lengths are in points (1/72 inch), y grows upwards.
-
-Colours: Okabe and Ito, "Color Universal Design", https://jfly.uni-koeln.de/color/, which colour-blind people can tell
-apart.
 """
 
 import contextlib
@@ -20,12 +17,28 @@ from typing import TYPE_CHECKING, Any
 
 from dartslight.errors import InputError
 from dartslight.genotype import Genotype
+from dartslight.report.marks import (
+    BOX,
+    CENTRED,
+    FAINT,
+    FONT,
+    LETTER,
+    MARGIN,
+    RADIUS,
+    TITLE,
+    begin_panel,
+    draw_arrow,
+    draw_box,
+    draw_circle,
+    draw_label,
+    draw_line,
+)
+from dartslight.report.network import NetworkPanel
 from dartslight.spaces import Cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.path import Path as Curve
 
 FORMATS = ("svg", "png", "pdf")
 _STYLE: Any = {
@@ -40,25 +53,12 @@ _STYLE: Any = {
     "path.effects": [],
     "savefig.bbox": None,
 }
-_FAMILIES = (
-    ("none", "#9a9a9a"),
-    ("noise", "#56b4e9"),
-    ("skip", "#cc79a7"),
-    ("pool", "#009e73"),
-    ("sep_conv", "#0072b2"),
-    ("dil_conv", "#e69f00"),
-    ("conv", "#d55e00"),
-)
-_CENTRED: Any = {"ha": "center", "va": "center"}
-_OTHER, _INK, _FAINT = "#333333", "#222222", "#8c8c8c"
 _SPACE_TITLES = {"nasbench201": "NAS-Bench-201", "darts": "DARTS", "darts8": "DARTS (8 operations)"}
 _SPACE_TITLES |= {"mobile": "Mobile", "mobile_small": "Mobile, small", "unas": "DARTS (UNAS' operations)"}
 
-_FONT, _LETTER = 9.0, 0.602  # size of the operations' type, and the width of a monospaced letter in that size
-_RADIUS, _BEND, _LANE = 15.0, 54.0, 32.0
-_MARGIN, _CAPTION, _TITLE, _BUS = 30.0, 44.0, 46.0, 40.0
+_BEND, _LANE = 54.0, 32.0
+_CAPTION, _BUS = 44.0, 40.0
 _HEADING = 130.0  # width of the title of a panel
-_BOX = (42.0, 28.0)  # an input or output of a DARTS cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,29 +141,28 @@ class _Panel:
         self.cell = cell
         self.lanes = _lanes(cell)
         letters = max(len(edge.ops[0]) for edge in cell.edges)
-        self.gap = letters * _LETTER * _FONT + 14 + 2 * _BEND
+        self.gap = letters * LETTER * FONT + 14 + 2 * _BEND
         self.concat = cell.output == "concat"
-        self.left = _MARGIN + (_BOX[0] / 2 if self.concat else _CAPTION + _RADIUS)
+        self.left = MARGIN + (BOX[0] / 2 if self.concat else _CAPTION + RADIUS)
         tall = max(1.0, (cell.num_inputs - 1.0))
-        self.above = _LANE * max(tall, *(lane.lane for lane in self.lanes)) + _BOX[1] / 2
-        self.below = _LANE * max(tall, *(-lane.lane for lane in self.lanes)) + _BOX[1] / 2
-        right = self.x(cell.num_nodes) + (95 + _BOX[0] / 2 if self.concat else _RADIUS + _CAPTION)
-        self.width = right + _MARGIN
-        self.height = _TITLE + self.above + self.below + (_BUS if self.concat else 0) + _MARGIN
+        self.above = _LANE * max(tall, *(lane.lane for lane in self.lanes)) + BOX[1] / 2
+        self.below = _LANE * max(tall, *(-lane.lane for lane in self.lanes)) + BOX[1] / 2
+        right = self.x(cell.num_nodes) + (95 + BOX[0] / 2 if self.concat else RADIUS + _CAPTION)
+        self.width = right + MARGIN
+        self.height = TITLE + self.above + self.below + (_BUS if self.concat else 0) + MARGIN
 
     def x(self, column: float) -> float:
         """Returns where a column stands."""
         return self.left + column * self.gap
 
-    def draw(self, axes: "Axes", title: str, subtitle: str) -> None:
+    @property
+    def title(self) -> str:
+        """What stands above it."""
+        return "Cell" if self.cell.name == "cell" else f"{self.cell.name.replace('_', ' ')} cell".capitalize()
+
+    def draw(self, axes: "Axes", subtitle: str) -> None:
         """Draws the cell into axes whose y is 0 on the line of the nodes."""
-        axes.set_xlim(0, self.width)
-        axes.set_ylim(self.above + _TITLE - self.height, self.above + _TITLE)
-        axes.set_axis_off()
-        top = self.above + _TITLE - 22
-        plain: dict[str, Any] = {"va": "baseline", "parse_math": False, "gid": "title"}
-        axes.text(_MARGIN, top, title, size=14, weight="bold", color=_INK, **plain)
-        axes.text(self.width - _MARGIN, top, subtitle, size=11, color=_FAINT, ha="right", **plain)
+        begin_panel(axes, self.width, (self.above + TITLE - self.height, self.above + TITLE), self.title, subtitle)
         self._draw_edges(axes)
         self._draw_output(axes)
         for node in range(self.cell.num_inputs + self.cell.num_nodes):
@@ -182,25 +181,25 @@ class _Panel:
             first, last = self.x(lane.start), self.x(lane.stop)
             start = _bend(first, lane.source * _LANE, y, None if boxed else departures[e], 1)
             stop = _bend(last, 0.0, y, arrivals[e], -1)
-            _arrow(axes, [*start, *reversed(stop)], op, f"edge {self.cell.name} {edge}")
-            _label(axes, (last - self.gap / 2, y), op, f"operation {self.cell.name} {edge}")
+            draw_arrow(axes, [*start, *reversed(stop)], op, f"edge {self.cell.name} {edge}")
+            draw_label(axes, (last - self.gap / 2, y), op, f"operation {self.cell.name} {edge}")
 
     def _draw_node(self, axes: "Axes", node: int) -> None:
         own = node - self.cell.num_inputs
         x, y = self.x(max(0, own + 1)), _height(self.cell, node) * _LANE
         name = f"node {self.cell.name} {node}"
         if not self.concat:
-            _circle(axes, x, y, str(node), name)
-            caption: dict[str, Any] = {"size": 9.5, "color": _FAINT, "va": "center", "gid": "caption"}
+            draw_circle(axes, x, y, str(node), name)
+            caption: dict[str, Any] = {"size": 9.5, "color": FAINT, "va": "center", "gid": "caption"}
             if own < 0:
-                axes.text(x - _RADIUS - 8, y, "input", ha="right", **caption)
+                axes.text(x - RADIUS - 8, y, "input", ha="right", **caption)
             if node == self.cell.num_inputs + self.cell.num_nodes - 1:
-                axes.text(x + _RADIUS + 8, y, "output", ha="left", **caption)
+                axes.text(x + RADIUS + 8, y, "output", ha="left", **caption)
         elif own < 0:
             back = self.cell.num_inputs - node
-            _box(axes, x, y, f"$c_{{k{{-}}{back}}}$", name)
+            draw_box(axes, x, y, f"$c_{{k{{-}}{back}}}$", name)
         else:
-            _circle(axes, x, y, str(own), name)
+            draw_circle(axes, x, y, str(own), name)
 
     def _draw_output(self, axes: "Axes") -> None:
         """Draws the concatenation: every node drops to one line below the lanes, which leads to the output."""
@@ -214,93 +213,37 @@ class _Panel:
             vertices = [(x, 0.0), (x, bus + turn), (x, bus), (x + turn, bus), (right - turn, bus)]
             codes = [Curve.MOVETO, Curve.LINETO, Curve.CURVE3, Curve.CURVE3, Curve.LINETO]
             if column == self.cell.num_nodes:
-                vertices += [(right, bus), (right, bus + turn), (right, -_BOX[1] / 2)]
+                vertices += [(right, bus), (right, bus + turn), (right, -BOX[1] / 2)]
                 codes += [Curve.CURVE3, Curve.CURVE3, Curve.LINETO]
-            _line(axes, Curve(vertices, codes), arrow=column == self.cell.num_nodes)
+            draw_line(axes, Curve(vertices, codes), arrow=column == self.cell.num_nodes)
         gap = {"boxstyle": "square,pad=0.3", "facecolor": "white", "edgecolor": "none"}
-        style = _CENTRED | {"size": 8.5, "color": _FAINT, "gid": "caption", "zorder": 2, "bbox": gap}
+        style = CENTRED | {"size": 8.5, "color": FAINT, "gid": "caption", "zorder": 2, "bbox": gap}
         axes.text((self.x(self.cell.num_nodes) + right) / 2, bus, "concat", **style)
-        _box(axes, right, 0.0, "$c_k$", f"node {self.cell.name} output")
+        draw_box(axes, right, 0.0, "$c_k$", f"node {self.cell.name} output")
 
 
 def _bend(x: float, y: float, level: float, angle: float | None, direction: int) -> list[tuple[float, float]]:
     """Returns the Bézier points from a node to the lane beside it (direction 1) or the lane before it (-1)."""
     end = (x + direction * _BEND, level)
     if angle is None:
-        edge = x + direction * _BOX[0] / 2
+        edge = x + direction * BOX[0] / 2
         return [(edge, y), (edge + direction * 14, y), (end[0] - direction * 22, level), end]
     across, up = direction * math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    reach = _RADIUS + (min(0.45 * abs(level - y), 30.0) or 10.0)
-    rim, before = (x + across * _RADIUS, y + up * _RADIUS), (x + across * reach, y + up * reach)
+    reach = RADIUS + (min(0.45 * abs(level - y), 30.0) or 10.0)
+    rim, before = (x + across * RADIUS, y + up * RADIUS), (x + across * reach, y + up * reach)
     return [rim, before, (end[0] - direction * 24, level), end]
 
 
-def _arrow(axes: "Axes", points: Sequence[tuple[float, float]], op: str, name: str) -> None:
-    from matplotlib.patches import FancyArrowPatch
-    from matplotlib.path import Path as Curve
-
-    codes = [Curve.MOVETO, *[Curve.CURVE4] * 3, Curve.LINETO, *[Curve.CURVE4] * 3]
-    line: dict[str, Any] = {"linewidth": 1.7, "capstyle": "butt", "joinstyle": "miter", "mutation_scale": 1}
-    if op == "none":
-        line |= {"linewidth": 1.2, "linestyle": (0, (4, 3))}
-    head = "-|>,head_length=5,head_width=2.8"
-    curve = Curve(points, codes)
-    axes.add_patch(FancyArrowPatch(path=curve, arrowstyle=head, color=_colour(op), zorder=3, gid=name, **line))
-
-
-def _label(axes: "Axes", centre: tuple[float, float], op: str, name: str) -> None:
-    frame: dict[str, Any] = {"boxstyle": "round,pad=0.45,rounding_size=0.5", "linewidth": 1.0}
-    frame |= {"facecolor": _tint(_colour(op)), "edgecolor": _colour(op)}
-    colour = _INK
-    if op == "none":
-        colour, frame["linestyle"] = _FAINT, (0, (4, 2.5))
-    style = _CENTRED | {"size": _FONT, "family": "DejaVu Sans Mono", "parse_math": False, "zorder": 4}
-    axes.text(*centre, op, color=colour, gid=name, bbox=frame, **style)
-
-
-def _line(axes: "Axes", curve: "Curve", arrow: bool) -> None:
-    from matplotlib.patches import FancyArrowPatch
-
-    style = "-|>,head_length=4,head_width=2" if arrow else "-"
-    patch = FancyArrowPatch(path=curve, arrowstyle=style, mutation_scale=1, color="#b5b5b5", linewidth=0.9, zorder=1)
-    axes.add_patch(patch)
-
-
-def _circle(axes: "Axes", x: float, y: float, text: str, name: str) -> None:
-    from matplotlib.patches import Circle
-
-    axes.add_patch(Circle((x, y), _RADIUS, facecolor="white", edgecolor=_INK, linewidth=1.4, zorder=5, gid=name))
-    style = _CENTRED | {"va": "center_baseline", "weight": "bold", "zorder": 6}
-    axes.text(x, y, text, size=11, color=_INK, gid=f"in {name}", **style)
-
-
-def _box(axes: "Axes", x: float, y: float, text: str, name: str) -> None:
-    from matplotlib.patches import FancyBboxPatch
-
-    width, height = _BOX
-    look: dict[str, Any] = {"facecolor": "#ededed", "edgecolor": _INK, "linewidth": 1.2, "zorder": 5, "gid": name}
-    corner = (x - width / 2, y - height / 2)
-    axes.add_patch(FancyBboxPatch(corner, width, height, "round,pad=0,rounding_size=7", **look))
-    axes.text(x, y, text, size=12, color=_INK, gid=f"in {name}", zorder=6, **_CENTRED)
-
-
-def _colour(op: str) -> str:
-    """Returns the colour of an operation's family."""
-    return next((colour for family, colour in _FAMILIES if family in op), _OTHER)
-
-
-def _tint(colour: str) -> str:
-    """Returns the colour mixed with six times as much white."""
-    parts = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return "#" + "".join(f"{(part + 6 * 255) // 7:02x}" for part in parts)
-
-
-def draw_cells(*genotypes: Genotype, names: Sequence[str] = ()) -> "Figure":
+def draw_cells(*genotypes: Genotype, names: Sequence[str] = (), networks: Sequence[tuple[int, int]] = ()) -> "Figure":
     """Draws the cells of genotypes: one panel for each cell type, and several genotypes side by side.
+
+    The layers of a mobile network are cells of one operation, which are drawn as the network that they make.
 
     Args:
         genotypes: The architectures, at least one.
         names: What each is called; the search space where nothing is given.
+        networks: For each, the number of cells and the channels of the first one of a network that is drawn above its
+            cells; no network where nothing is given.
 
     Returns:
         A figure of its own, which no window and no global state knows of.
@@ -309,7 +252,7 @@ def draw_cells(*genotypes: Genotype, names: Sequence[str] = ()) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = [[_Panel(cell) for cell in genotype.cells] for genotype in genotypes]
+    columns = [_panels(genotype, networks[i] if networks else None) for i, genotype in enumerate(genotypes)]
     widths = [max(panel.width for panel in panels) for panels in columns]
     width, height = sum(widths), max(sum(panel.height for panel in panels) for panels in columns)
     with matplotlib.rc_context(_STYLE):
@@ -321,46 +264,57 @@ def draw_cells(*genotypes: Genotype, names: Sequence[str] = ()) -> "Figure":
             top = height
             for panel in panels:
                 top -= panel.height
+                panel.width = widths[i]  # titles end where those above end
                 axes = figure.add_axes((left / width, top / height, panel.width / width, panel.height / height))
-                own = panel.cell.name
-                is_whole = own == "cell" or genotype.macro == "mobile"  # of which a cell is a layer
-                title = own.replace("_", " ") if is_whole else f"{own} cell"
-                panel.draw(axes, title.capitalize(), _fitting(name, panel.width))
+                panel.draw(axes, _fitting(name, panel.width))
             left += widths[i]
     return figure
 
 
+def _panels(genotype: Genotype, network: tuple[int, int] | None) -> "list[NetworkPanel | _Panel]":
+    if genotype.macro == "mobile":
+        return [NetworkPanel(genotype, *(network or genotype.published_size))]
+    cells: list[NetworkPanel | _Panel] = [_Panel(cell) for cell in genotype.cells]
+    return cells if network is None else [NetworkPanel(genotype, *network), *cells]
+
+
 def _fitting(name: str, width: float) -> str:
     """Returns the end of a name that has room beside the title of a panel."""
-    letters = int((width - 2 * _MARGIN - _HEADING) / (_LETTER * 11))
+    letters = int((width - 2 * MARGIN - _HEADING) / (LETTER * 11))
     return name if len(name) <= letters else "…" + name[1 - letters :]
 
 
-def drawing(kind: str, *genotypes: Genotype, names: Sequence[str] = ()) -> bytes:
+def drawing(
+    kind: str, *genotypes: Genotype, names: Sequence[str] = (), networks: Sequence[tuple[int, int]] = ()
+) -> bytes:
     """Returns the contents of a file with a drawing of the cells; the same genotypes give the same bytes.
 
     Args:
         kind: svg, png or pdf.
         genotypes: The architectures, at least one.
         names: What each is called, see `draw_cells`.
+        networks: Networks that are drawn as well, see `draw_cells`.
     """
     import matplotlib
 
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     whole = io.BytesIO()
-    figure = draw_cells(*genotypes, names=names)
+    figure = draw_cells(*genotypes, names=names, networks=networks)
     with matplotlib.rc_context(_STYLE):
         figure.savefig(whole, format=kind, dpi=200, metadata=dates[kind])
     return whole.getvalue()
 
 
-def save_drawing(path: Path, *genotypes: Genotype, names: Sequence[str] = ()) -> None:
+def save_drawing(
+    path: Path, *genotypes: Genotype, names: Sequence[str] = (), networks: Sequence[tuple[int, int]] = ()
+) -> None:
     """Writes a drawing of the cells; the same genotypes give the same bytes.
 
     Args:
         path: The file, whose suffix tells the format: .svg, .png or .pdf. It is written whole or not at all.
         genotypes: The architectures, at least one.
         names: What each is called, see `draw_cells`.
+        networks: Networks that are drawn as well, see `draw_cells`.
 
     Raises:
         InputError: If the suffix is another one or the file cannot be written.
@@ -371,7 +325,7 @@ def save_drawing(path: Path, *genotypes: Genotype, names: Sequence[str] = ()) ->
             f"The drawing {str(path)!r} has the suffix {path.suffix!r}, but drawings are .svg, .png or .pdf; "
             "give a path with one of these."
         )
-    contents = drawing(kind, *genotypes, names=names)
+    contents = drawing(kind, *genotypes, names=names, networks=networks)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,12 +17,13 @@ from dartslight import __version__
 from dartslight.benchmarks import Table
 from dartslight.genotype import Genotype
 from dartslight.nets import DiscreteNetwork
-from dartslight.report.charts import Bar, Points, bar_chart, line_chart
+from dartslight.report.charts import COLOURS, Bar, Look, Points, bar_chart, dot_chart, line_chart
 from dartslight.report.draw import drawing
+from dartslight.report.marks import family_colour
 from dartslight.report.runs import Run, Taken, find_runs
 from dartslight.run_folder import check_output, write_output
 from dartslight.selection.statistics import count_skips, sign_flip
-from dartslight.shipping.cost import multiply_adds, parameters, published_size
+from dartslight.shipping.cost import multiply_adds, parameters
 
 _CURVES = {
     "Loss": ("train/loss", "val/loss", "test/loss"),
@@ -31,13 +33,13 @@ _CURVES = {
     "Largest eigenvalue of the architecture's Hessian": ("curvature/largest_eigenvalue",),
 }
 _PREFIXES = {"Skips of the leading architecture": "architecture/skips_", "True accuracy, leading architecture": "true/"}
-_LOSS_UNIT = {
-    "loss": "loss without it, more than with it",
-    "accuracy": "accuracy that is lost without it",
-    "divergence": "divergence of the predictions without it",
-    "weight": "mixing weight",
-    "sensitivity": "sensitivity",
+_UNITS = {
+    "loss": "How much the loss grows without it",
+    "accuracy": "How much accuracy is lost without it",
+    "divergence": "How far predictions move without it",
+    "weight": "Mixing weight",
 }
+_DASHES = ("", "5 3", "1.5 2.5")  # of operations of one family
 
 
 def render(runs: Sequence[Run], table: Table | None = None) -> str:
@@ -80,23 +82,36 @@ def _comparison(groups: Mapping[str, Sequence[Run]], table: Table | None) -> dic
     """Returns one row for each method: mean and deviation of each quantity, and a paired test against the first."""
     quantities = _quantities([run for members in groups.values() for run in members], table)
     first = next(iter(groups.values()))
-    header = ["method", "runs", *quantities]
-    if len(groups) > 1:
-        header += [f"{name}: against the first" for name in quantities if _is_judged(name)]
-    rows = []
+    judged = [name for name in quantities if _is_judged(name) and len(groups) > 1]
+    header = ["method", "runs", *quantities, *(f"{name}: against the first" for name in judged)]
+    rows, shown = [], []
     for name, members in groups.items():
-        row = [name, str(len(members))]
-        row += [_spread([v for run in members if (v := measure(run)) is not None]) for measure in quantities.values()]
-        if len(groups) > 1:
-            row += [_against(members, first, m) for quantity, m in quantities.items() if _is_judged(quantity)]
-        rows.append(row)
+        spreads = {q: _spread(_values(members, measure)) for q, measure in quantities.items()}
+        against = {q: _against(members, first, quantities[q]) for q in judged}
+        rows.append([name, str(len(members)), *spreads.values(), *against.values()])
+        shown.append((name, len(members), [(spread, against.get(q, "")) for q, spread in spreads.items()]))
     markdown = "\n".join(
         "| " + " | ".join(cell.replace("|", "/") for cell in line) + " |"
         for line in (header, ["---"] * len(header), *rows)
     )
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return {"header": header, "rows": rows, "markdown": markdown, "csv": text.getvalue()}
+    return {
+        "quantities": list(quantities),
+        "rows": shown,
+        "charts": [dot_chart(name, _dots(groups, quantities[name])) for name in quantities if _is_judged(name)],
+        "markdown": markdown,
+        "csv": text.getvalue(),
+    }
+
+
+def _values(members: Sequence[Run], measure: Callable[[Run], float | None]) -> list[float]:
+    return [value for run in members if (value := measure(run)) is not None]
+
+
+def _dots(groups: Mapping[str, Sequence[Run]], measure: Callable[[Run], float | None]) -> dict[str, list[float]]:
+    values = {name: _values(members, measure) for name, members in groups.items()}
+    return {name: own for name, own in values.items() if own}
 
 
 def _is_judged(name: str) -> bool:
@@ -116,18 +131,22 @@ def _quantities(runs: Sequence[Run], table: Table | None) -> dict[str, Callable[
             is_listed = run.genotype is not None and run.genotype.space == "nasbench201"
             return table.value(run.genotype.to_nasbench201(), column) if is_listed and run.genotype else None
 
-        known[f"true {column}"] = look_up
+        known[f"true {column}" if column not in ("params", "macs") else column] = look_up
     known["skips"] = lambda run: None if run.genotype is None else float(sum(count_skips(run.genotype).values()))
-    known["decisions within the noise"] = lambda run: (
-        float(sum(taken.is_clear is False for taken in run.decisions)) if run.decisions else None
-    )
+    known["decisions within the noise"] = lambda run: None if (count := _unclear(run)) is None else float(count)
     known["seconds"] = lambda run: _seconds(run) or None
     return {name: measure for name, measure in known.items() if any(measure(run) is not None for run in runs)}
 
 
+def _unclear(run: Run) -> int | None:
+    """Returns how many decisions are within the noise, or None where no noise was measured."""
+    known = [taken.is_clear for taken in run.decisions if taken.is_clear is not None]
+    return known.count(False) if known else None
+
+
 def _against(members: Sequence[Run], first: Sequence[Run], measure: Callable[[Run], float | None]) -> str:
     """Compares two methods on the seeds that both have."""
-    if members is first:
+    if members is first or not _values(members, measure):
         return ""
     reference: dict[int | None, float | None] = {run.seed: measure(run) for run in first if run.seed is not None}
     differences = []
@@ -158,28 +177,31 @@ def _run(run: Run, method: str, table: Table | None) -> dict[str, Any]:
     curves = {title: {n: run.metrics[n] for n in names if n in run.metrics} for title, names in _CURVES.items()}
     for title, prefix in _PREFIXES.items():
         curves[title] = {n.removeprefix(prefix): run.metrics[n] for n in run.metrics if n.startswith(prefix)}
-    charts = [line_chart(title, own) for title, own in curves.items() if own]
+    marks = sorted({taken.epochs for taken in run.decisions})
+    charts = [line_chart(title, own, marks=marks) for title, own in curves.items() if own]
     return {
         "name": run.name,
         "path": str(run.path),
         "method": method,
         "seed": run.seed,
-        "drawing": None if run.genotype is None else _picture(run.genotype),
+        "drawing": None if run.genotype is None else _picture(run.genotype, run.network_size),
         "genotype": None if run.genotype is None else run.genotype.to_json(),
         "truth": _truth(run, table),
         "charts": charts,
         "alphas": _alpha_charts(run),
         "decisions": [_decision(i, taken) for i, taken in enumerate(run.decisions)],
         "disagreements": sum(_disagrees(taken) for taken in run.decisions),
-        "unclear": sum(taken.is_clear is False for taken in run.decisions),
+        "is_weighed": any(taken.by_magnitude for taken in run.decisions),
+        "unclear": _unclear(run),
         "costs": _costs(run),
         "config": yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True),
         "versions": run.versions,
     }
 
 
-def _picture(genotype: Genotype) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(drawing("svg", genotype)).decode()
+def _picture(genotype: Genotype, network: tuple[int, int] | None) -> str:
+    whole = drawing("svg", genotype, networks=[] if network is None else [network])
+    return "data:image/svg+xml;base64," + base64.b64encode(whole).decode()
 
 
 def _truth(run: Run, table: Table | None) -> str | None:
@@ -189,11 +211,29 @@ def _truth(run: Run, table: Table | None) -> str | None:
 
 
 def _alpha_charts(run: Run) -> list[str]:
-    """Returns a chart of the mixing weights of each edge."""
+    """Returns a chart of the mixing weights of each edge, with a mark where it was decided."""
     edges: dict[tuple[str, str], dict[str, Points]] = {}
     for (cell, edge, op), values in run.alphas.items():
         edges.setdefault((cell, edge), {})[op] = [(epoch + 1, weight) for epoch, _, weight in values]
-    return [line_chart(f"{cell} {edge}: mixing weights", ops) for (cell, edge), ops in edges.items()]
+    looks = _looks([op for _, _, op in run.alphas])
+    marks: dict[tuple[str, str], set[float]] = {}
+    for taken in run.decisions:
+        for c in taken.decision.candidates:
+            marks.setdefault((taken.decision.cell, f"{c.node}<-{c.source}"), set()).add(taken.epochs)
+    return [
+        line_chart(f"{cell} {edge}: mixing weights", ops, looks, sorted(marks.get((cell, edge), ())))
+        for (cell, edge), ops in edges.items()
+    ]
+
+
+def _looks(ops: Sequence[str]) -> dict[str, Look]:
+    """Returns the curve of each operation: in the colour of its family as in drawings, dashed from the second on."""
+    families: dict[str, list[str]] = {}
+    for op in dict.fromkeys(ops):
+        families.setdefault(family_colour(op), []).append(op)
+    if any(len(members) > len(_DASHES) for members in families.values()):  # as in mobile networks
+        return dict(zip(dict.fromkeys(ops), map(Look, itertools.cycle(COLOURS)), strict=False))
+    return {op: Look(colour, _DASHES[i]) for colour, members in families.items() for i, op in enumerate(members)}
 
 
 def _disagrees(taken: Taken) -> bool:
@@ -218,16 +258,26 @@ def _decision(number: int, taken: Taken) -> dict[str, Any]:
             labels[c],
             taken.missed(c),
             "" if (value := taken.missed(c)) is None else f"{value:.4g}",
-            c.chosen,
+            "kept" if c.chosen else "other",
             noise if c is marked else None,
         )
         for c in candidates
     ]
-    weights = [Bar(labels[c], taken.weights.get(c), f"{taken.weights[c]:.3f}", c.chosen) for c in taken.weights]
+    by_magnitude = taken.by_magnitude
+    weights = [
+        Bar(
+            labels[c],
+            weight,
+            f"{weight:.3g}",
+            "kept" if c.chosen else "differs" if c is by_magnitude else "other",
+        )
+        for c, weight in taken.weights.items()
+    ]
     margin = ""
     if decision.margin is not None:
-        margin = f"leads by {decision.margin:.4g}" + (f" ± {decision.noise:.2g}" if decision.noise else "")
-    by_magnitude = taken.by_magnitude
+        margin = f"leads by {decision.margin:.4g}" + (
+            f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{decision.noise:.2g}" if decision.noise else ""
+        )
     return {
         "number": number,
         "epochs": taken.epochs,
@@ -236,8 +286,8 @@ def _decision(number: int, taken: Taken) -> dict[str, Any]:
         "margin": margin,
         "is_unclear": taken.is_clear is False,
         "magnitude": labels[by_magnitude] if by_magnitude is not None and _disagrees(taken) else None,
-        "scores": bar_chart(_LOSS_UNIT.get(decision.criterion, decision.criterion), bars),
-        "weights": bar_chart("mixing weight before it was decided", weights) if weights else "",
+        "scores": bar_chart(_UNITS.get(decision.criterion, decision.criterion.capitalize()), bars),
+        "weights": bar_chart("Mixing weight before it was decided", weights) if weights else "",
     }
 
 
@@ -255,10 +305,7 @@ def _costs(run: Run) -> list[tuple[str, str]]:
     if run.memory is not None:
         rows.append(("largest memory of the process", f"{run.memory:,.0f} MiB"))
     if run.genotype is not None:
-        cells, channels = published_size(run.genotype)
-        if not run.is_search:
-            cells = int(run.settings.get("num_cells") or cells)
-            channels = int(run.settings.get("init_channels") or channels)
+        cells, channels = run.network_size or run.genotype.published_size
         with torch.random.fork_rng([]):
             network = DiscreteNetwork(run.genotype, cells, channels, 10)
         what = f"network of {cells} cells, {channels} channels, 10 classes"

@@ -75,6 +75,14 @@ class Run:
         """Whether it searches, rather than retrains."""
         return "RetrainModule" not in str(_dict(self.config.get("model")).get("class_path"))
 
+    @property
+    def network_size(self) -> tuple[int, int] | None:
+        """Cells and channels of the network that it retrains, or None for a search, which leaves them open."""
+        if self.is_search or self.genotype is None:
+            return None
+        cells, channels = self.genotype.published_size
+        return int(self.settings.get("num_cells") or cells), int(self.settings.get("init_channels") or channels)
+
     @cached_property
     def key(self) -> tuple[tuple[str, str], ...]:
         """All settings in which runs of one method agree, as names and values in order."""
@@ -93,9 +101,12 @@ class Run:
         parts = [_class_name(self.settings.get(part)) for part in ("relaxation", "gradient", "smoothing")]
         selection = _dict(self.config.get("selection"))
         init = _dict(selection.get("init_args"))
-        words = [str(init[k]) for k in ("preset", "criterion", "source") if init.get(k) is not None]
+        words = [_class_name(init["score"])] if init.get("score") else []
+        words += [str(init[k]) for k in ("preset", "criterion", "source") if init.get(k) is not None]
         rule = _class_name(selection) + (f" ({', '.join(words)})" if words else "")
         strategy = " + ".join(part for part in parts if part) or "DARTS, first order"
+        if _class_name(selection) == "FreeDarts":
+            strategy = "without training"
         several = f", {self.members} supernets averaged" if self.members else ""
         return f"{strategy}: {rule or 'no selection'}{several}"
 

@@ -60,8 +60,8 @@ class CurvatureStop(Rule):
         """Returns the epochs after which the search may end, and its end.
 
         Raises:
-            InputError: If the search is over, has stages, between which curvatures cannot be compared, or is too short
-                to ever end early.
+            InputError: If the search is over, has stages, between which curvatures cannot be compared, is too short to
+                ever end early, or could end with an architecture of its warm-up.
         """
         plan.check_learned("CurvatureStop", [plan.epochs])
         if plan.is_over:
@@ -74,13 +74,15 @@ class CurvatureStop(Rule):
                 "CurvatureStop compares the curvatures of one supernet, but this search has several stages with a "
                 "supernet each; use another rule, such as Magnitude, or search in one stage."
             )
-        first = next(e for e in itertools.count(self.every, self.every) if self._earlier(e // self.every) is not None)
+        ends = ((e, self._earlier(e // self.every)) for e in itertools.count(self.every, self.every))
+        first, earlier = next((e, index) for e, index in ends if index is not None)
         if plan.epochs < first:
             raise InputError(
                 f"CurvatureStop with every {self.every}, window {self.window}, lag {self.lag} and min_epoch "
                 f"{self.min_epoch} can stop a search after {first} epochs at the earliest, but this one has "
                 f"{plan.epochs}; give --trainer.max_epochs {first} or more, or smaller ones of these settings."
             )
+        plan.check_learned("CurvatureStop", [self.every * (earlier + 1)])
         return Schedule((*range(first, plan.epochs, self.every), plan.epochs))
 
     def observe(self, supernet: Supernet, epochs: int) -> None:

@@ -84,14 +84,23 @@ def measure_strengths(
 
 
 def strength_correlations(strengths: Sequence[Strength]) -> dict[str, float | None]:
-    """Returns Spearman's correlation of mixing weight and of perturbation score with the discretisation accuracy."""
+    """Returns Spearman's correlations of mixing weight and perturbation score with the accuracy, and with each other.
+
+    Where the last one is near 1, the perturbation says nothing that the mixing weights do not say.
+    """
     edges = dict.fromkeys((s.cell, s.edge) for s in strengths)
 
     def groups(name: str) -> list[list[float]]:
         return [[getattr(s, name) for s in strengths if (s.cell, s.edge) == edge] for edge in edges]
 
-    accuracy = groups("discretisation_accuracy")
-    return {name: within_group_correlation(groups(name), accuracy) for name in ("mixing_weight", "perturbation_score")}
+    weight, score, accuracy = (
+        groups(name) for name in ("mixing_weight", "perturbation_score", "discretisation_accuracy")
+    )
+    return {
+        "mixing_weight": within_group_correlation(weight, accuracy),
+        "perturbation_score": within_group_correlation(score, accuracy),
+        "weight_and_score": within_group_correlation(weight, score),
+    }
 
 
 def strength_csv(strengths: Sequence[Strength]) -> str:

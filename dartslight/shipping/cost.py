@@ -20,8 +20,6 @@ from dartslight.nets import DiscreteNetwork
 from dartslight.nets.network import Stem
 from dartslight.shipping.devices import describe, find_device
 
-_PUBLISHED = {"darts": (20, 36), "nasbench201": (15, 16)}  # cells and channels of the networks for CIFAR-10
-_MOBILE_CHANNELS = 8
 _SECONDS, _LEAST_RUNS, _WARM_UP_RUNS = 2.0, 10, 3
 
 
@@ -45,15 +43,6 @@ class Latency:
 def parameters(network: nn.Module) -> int:
     """Returns the number of a network's parameters."""
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def published_size(genotype: Genotype) -> tuple[int, int]:
-    """Returns the cells and the channels of the network that was published for CIFAR-10.
-
-    Args:
-        genotype: The architecture.
-    """
-    return _PUBLISHED.get(genotype.macro, (len(genotype.cells), _MOBILE_CHANNELS))
 
 
 def multiply_adds(network: nn.Module, height: int, width: int) -> int:
@@ -150,7 +139,7 @@ def measure(
     """
     check_least(1, size=size, batch_size=batch_size, threads=threads)
     place = find_device(device)
-    cells, channels = published_size(genotype)
+    cells, channels = genotype.published_size
     cells = cells if num_cells is None else num_cells
     channels = channels if init_channels is None else init_channels
     network = DiscreteNetwork(genotype, cells, channels, num_classes, stem=stem)

@@ -95,15 +95,18 @@ class Architecture(nn.Module):
         """
         return self.compose(self._rows(choices, None), choices, progress)
 
-    def sample(self, choices: Choices, progress: float, disturb: Callable[[Rows], Rows] | None = None) -> Sample:
+    def sample(
+        self, choices: Choices, progress: float, position: float, disturb: Callable[[Rows], Rows] | None = None
+    ) -> Sample:
         """Returns what one training pass runs with.
 
         Args:
             choices: The operations that are still open.
-            progress: Share of the search that is over, from 0 to 1.
+            progress: Share of the search that was over when its epoch began, from 0 to 1.
+            position: Where its epoch stands in the search, from 0 for the first to 1 for the last one.
             disturb: Changes the weights of the operations before they become mixing weights.
         """
-        rows: Rows = self._rows(choices, progress)
+        rows: Rows = self._rows(choices, position)
         if disturb is not None:
             rows = disturb(rows)
         own = _drawn(rows, choices) if self.relaxation.samples_one else choices
@@ -176,12 +179,12 @@ class Architecture(nn.Module):
         """Whether each operation of a cell type is open, (edges, ops)."""
         return open_mask(choices, cell, self._num_ops[cell], self.alphas[cell].device)
 
-    def _rows(self, choices: Choices, progress: float | None) -> dict[str, Tensor]:
+    def _rows(self, choices: Choices, position: float | None) -> dict[str, Tensor]:
         """The weights of the operations: drawn at a place in the search, or those to measure with."""
         rows = {}
         for cell, alpha in self.alphas.items():
             is_open, relax = self._open(choices, cell), self._of[cell]
-            weights = relax(alpha, is_open) if progress is None else relax.sample(alpha, is_open, progress)
+            weights = relax(alpha, is_open) if position is None else relax.sample(alpha, is_open, position)
             if not relax.draws_inputs:
                 undecided = is_open.sum(dim=-1, keepdim=True) > 1
                 weights = torch.where(undecided, weights, is_open.to(alpha.dtype))

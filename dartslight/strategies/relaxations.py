@@ -70,13 +70,13 @@ class Relaxation(ABC):
             The mixing weights, (edges, ops), 0 where an operation is not open.
         """
 
-    def sample(self, alphas: Tensor, is_open: Tensor, progress: float) -> Tensor:
+    def sample(self, alphas: Tensor, is_open: Tensor, position: float) -> Tensor:
         """Returns the mixing weights of one training pass, which may be random.
 
         Args:
             alphas: The architecture parameters, (edges, ops).
             is_open: Whether each operation can still be chosen, (edges, ops).
-            progress: Share of the search that is over, from 0 to 1.
+            position: Where the epoch stands in the search, from 0 for the first to 1 for the last one.
         """
         return self(alphas, is_open)
 
@@ -144,9 +144,8 @@ class Gumbel(Relaxation):
     The draw is the largest of ``(log softmax(alpha) + Gumbel noise) / temperature``; its derivative is that of the
     softmax of these numbers (straight-through). An operation that was not drawn has the weight 0 and stands in the pass
     as a number, not as its output, as in the published code: so all parameters get a gradient at the cost of one
-    operation. The temperature falls linearly and reaches its end when the search does, so that the last of E epochs has
-    1/E of the way still to go; in the published code the last epoch is at the end. Measured and decided is the softmax
-    of the parameters; the published code measures its leading architecture instead. Its order of the two steps, weights
+    operation. The temperature falls linearly from the first epoch to the last. Measured and decided is the softmax of
+    the parameters; the published code measures its leading architecture instead. Its order of the two steps, weights
     first, is not followed.
 
     Paper: Dong and Yang, "Searching for A Robust Neural Architecture in Four GPU Hours", CVPR 2019,
@@ -154,7 +153,7 @@ class Gumbel(Relaxation):
 
     Args:
         start_temperature: Temperature in the first epoch.
-        end_temperature: Temperature at the end of the search.
+        end_temperature: Temperature in the last epoch.
     """
 
     is_random = True
@@ -168,20 +167,20 @@ class Gumbel(Relaxation):
             )
         self.start_temperature, self.end_temperature = start_temperature, end_temperature
 
-    def temperature(self, progress: float) -> float:
-        """Returns the temperature when a share of the search is over."""
-        return self.start_temperature + (self.end_temperature - self.start_temperature) * progress
+    def temperature(self, position: float) -> float:
+        """Returns the temperature of an epoch, from 0 for the first to 1 for the last one."""
+        return self.start_temperature + (self.end_temperature - self.start_temperature) * position
 
     def __call__(self, alphas: Tensor, is_open: Tensor) -> Tensor:
         """Returns the probability of each operation."""
         return torch.softmax(only_open(alphas, is_open), dim=-1)
 
-    def sample(self, alphas: Tensor, is_open: Tensor, progress: float) -> Tensor:
+    def sample(self, alphas: Tensor, is_open: Tensor, position: float) -> Tensor:
         """Returns a row of zeros and a single one for each edge, with the derivative of the soft weights."""
         logits = torch.log_softmax(only_open(alphas, is_open), dim=-1)
         # Exponential numbers are never 0 here, so the noise is finite and nothing needs to be drawn again.
         noise = -torch.empty_like(alphas).exponential_().clamp_min(torch.finfo(alphas.dtype).tiny).log()
-        soft = torch.softmax((logits + noise) / self.temperature(progress), dim=-1)
+        soft = torch.softmax((logits + noise) / self.temperature(position), dim=-1)
         hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(dim=-1, keepdim=True), 1.0)
         return hard + (soft - soft.detach())
 
@@ -215,7 +214,7 @@ class Dirichlet(Relaxation):
         """Returns the mean of each row's distribution over its open operations."""
         return _shares(self._concentration(alphas) * is_open)
 
-    def sample(self, alphas: Tensor, is_open: Tensor, progress: float) -> Tensor:
+    def sample(self, alphas: Tensor, is_open: Tensor, position: float) -> Tensor:
         """Returns one draw of each row's distribution: Gamma numbers divided by their sum."""
         # Looking at the arguments would make the processor wait for a GPU.
         gammas = Gamma(self._concentration(alphas), torch.ones_like(alphas), validate_args=False).rsample()

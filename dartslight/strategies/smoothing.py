@@ -20,12 +20,12 @@ Rows = Mapping[str, Tensor]
 class Smoothing(ABC):
     """Disturbs the mixing weights of a weight step; holds settings only.
 
-    As in the published code a disturbed edge is brought back to a sum of 1 afterwards, which can move a weight further
-    than the radius.
+    The radius holds before an edge is brought back to a sum of 1, which follows every change, as in the published code,
+    and can move a weight further.
 
     Args:
-        start_radius: Largest change of a mixing weight in the first epoch.
-        end_radius: The same at the end of the search; it grows linearly.
+        start_radius: Largest change of a mixing weight in the first epoch, before its edge sums to 1 again.
+        end_radius: The same at the end of the search and in the fine-tuning after it; it grows linearly.
     """
 
     def __init__(self, start_radius: float = 0.03, end_radius: float = 0.3) -> None:
@@ -63,8 +63,8 @@ class AdversarialSmoothing(Smoothing):
     point it ends at is taken only if the loss has risen. Every device attacks on its own pictures.
 
     Args:
-        start_radius: Largest change of a mixing weight in the first epoch.
-        end_radius: The same at the end of the search; it grows linearly.
+        start_radius: Largest change of a mixing weight in the first epoch, before its edge sums to 1 again.
+        end_radius: The same at the end of the search and in the fine-tuning after it; it grows linearly.
         steps: Number of ascent steps.
     """
 
