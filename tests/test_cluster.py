@@ -141,8 +141,8 @@ def test_every_file_can_be_read_by_its_program(name: str) -> None:
         (container,) = parsed["spec"]["template"]["spec"]["containers"]
         mounted = {mount["name"] for mount in container["volumeMounts"]}
         assert mounted == {volume["name"] for volume in parsed["spec"]["template"]["spec"]["volumes"]}
-        for config in re.findall(r"--config (\S+)", container["args"][0]):
-            assert (ROOT / config).is_file()
+        named = re.findall(r"--config (\S+)", container["args"][0])
+        assert [c for c in named if not (ROOT / c).is_file()] == ['"${last%/checkpoints/*}/config.yaml"']
 
 
 @pytest.mark.parametrize("name", ["gpus.yaml", "nodes.yaml"])
