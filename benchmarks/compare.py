@@ -136,7 +136,7 @@ class Problem:
         with torch.no_grad():
             mixing = self.architecture(self.choices)
         F.cross_entropy(self.net(self.train[0], mixing, self.choices), self.train[1]).backward()
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
+        torch.nn.utils.clip_grad_norm_(self.net.weights, 5.0)
         self.weight_optimizer.step()
 
     def forward_macs(self) -> float:

@@ -468,7 +468,7 @@ class SearchModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clips the weight gradients; here they are unscaled in every precision."""
         if optimizer is cast("list[Optimizer]", self.optimizers(use_pl_optimizer=False))[0]:
-            self.finite.clip(self.trainer, "weight gradient", self.supernet.parameters(), self.clip_norm)
+            self.finite.clip(self.trainer, "weight gradient", self.supernet.weights, self.clip_norm)
 
     def configure_callbacks(self) -> list[Callback]:
         """Lets a watch stop the run where it diverges."""

@@ -40,9 +40,19 @@ class DepthwiseConv(nn.Conv2d):
             x = x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last)
         elif self.stride[0] == 2:
             return super().forward(x)
-        dilation = 1 if self._reads_even else self.dilation[0]
-        y: Tensor = _SameDepthwise.apply(x, self.weight, dilation)
-        return y
+        return same_depthwise(x, self.weight, 1 if self._reads_even else self.dilation[0])
+
+
+def same_depthwise(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
+    """Returns a depthwise convolution with stride 1 whose output has the size of its input.
+
+    Args:
+        x: (batch, channels, height, width), on a CPU.
+        weight: (channels, 1, kernel, kernel).
+        dilation: 1 or 2.
+    """
+    y: Tensor = _SameDepthwise.apply(x, weight, dilation)
+    return y
 
 
 class _SameDepthwise(torch.autograd.Function):
@@ -53,7 +63,7 @@ class _SameDepthwise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.dilation = dilation
         return _convolve(x, weight, dilation)
 

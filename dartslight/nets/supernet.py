@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dartslight.errors import InputError
@@ -134,13 +134,18 @@ class Supernet(Network):
             logits.update(zip(places, self._mixed(start, mixing, [variants[i][1] for i in places], drop), strict=True))
         return [logits[i] for i in range(len(variants))]
 
+    @functools.cached_property
+    def weights(self) -> tuple[nn.Parameter, ...]:
+        """All operation weights; listed once, since asking thousands of modules in every step takes time."""
+        return tuple(self.parameters())
+
     @contextlib.contextmanager
     def constant(self) -> Iterator[None]:
         """While this lasts, forward and backward passes take the operation weights as constants.
 
         A derivative by the mixing weights alone then costs no derivative by an operation weight.
         """
-        weights = [w for w in self.parameters() if w.requires_grad]
+        weights = [w for w in self.weights if w.requires_grad]
         for w in weights:
             w.requires_grad_(False)
         try:
