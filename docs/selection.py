@@ -1,8 +1,8 @@
-"""The picture of docs/selection.md: what becomes of each rule when more and more supernets decide together.
+"""The picture of docs/selection.md, and its numbers: what becomes of each rule when more supernets decide together.
 
     python docs/selection.py --table nasbench201.csv.gz [--out docs/study]
 
-Drawn from the finished runs of the second part of `benchmarks/study.py`: for each number of supernets the mean and the
+Made from the finished runs of the second part of `benchmarks/study.py`: for each number of supernets the mean and the
 standard deviation of the true accuracy over up to 200 groups of them.
 """
 
@@ -37,7 +37,7 @@ GROUPS = 200
 
 
 def main() -> None:
-    """Draws the picture."""
+    """Draws the picture and prints its numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", required=True, help="NAS-Bench-201's accuracies as a CSV file (plain or .gz)")
     parser.add_argument("--out", default=str(ROOT / "docs" / "study"), help="folder of the study's runs")
@@ -53,7 +53,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     for rule, colour in RULES.items():
         members = [decisions_of(of_seed) for of_seed in scores[rule]]
-        counts = range(1, min(6, len(members)) + 1)
+        counts = range(1, len(members) + 1)
         means, deviations = [], []
         for count in counts:
             groups = list(itertools.combinations(range(len(members)), count))
@@ -65,6 +65,7 @@ def main() -> None:
                 found.append(true_accuracies(table, arch)[0])
             means.append(np.mean(found))
             deviations.append(np.std(found))
+            print(f"{rule}, {count}: {means[-1]:.2f} ± {deviations[-1]:.2f}")
         low, high = (np.array(means) + sign * np.array(deviations) for sign in (-1, 1))
         axes.fill_between(counts, low, high, color=colour, alpha=0.12, linewidth=0)
         axes.plot(counts, means, color=colour, marker="o", label=rule)
