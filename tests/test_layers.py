@@ -16,15 +16,14 @@ from dartslight.nets.operations import OPERATIONS, Setting, Source
 from dartslight.nets.weighted_sum import BatchNorm, Normalised, Scaled, value, weighted_sum
 
 pytestmark = pytest.mark.usefixtures("float64")
+is_compiled = pytest.mark.skipif(node_sums._LIBRARY is None, reason="node_sums.c is not compiled")
 
 
-@pytest.fixture(params=["compiled", "by torch"])
+@pytest.fixture(params=[pytest.param("compiled", marks=is_compiled), "by torch"])
 def by_both(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs a test with the compiled passes, and without them."""
     if request.param == "by torch":
         monkeypatch.setattr(node_sums, "_LIBRARY", None)
-    elif node_sums._LIBRARY is None:
-        pytest.skip("node_sums.c is not compiled")
 
 
 @pytest.mark.skipif(platform.system() != "Linux" or shutil.which("gcc") is None, reason="needs gcc on Linux")
@@ -169,12 +168,11 @@ def test_other_pictures_are_left_to_the_library() -> None:
     assert BatchNorm(4).float()(x).dtype == torch.bfloat16
 
 
+@is_compiled
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("shape", [(64, 8, 16, 16), (3, 5, 7, 9)])
 def test_compiled_passes_in_float32(shape: tuple[int, ...], threads: int) -> None:
     """As near to float64 as the library, far from 0 too; the same bits each time with the same number of threads."""
-    if node_sums._LIBRARY is None:
-        pytest.skip("node_sums.c is not compiled")
     exact = [pictures(*shape).detach() * 0.1 + 10 * i for i in range(3)]
     xs, g = [x.float() for x in exact], pictures(*shape).detach().float()
     exact = [x.double() for x in xs]
@@ -199,9 +197,8 @@ def test_compiled_passes_in_float32(shape: tuple[int, ...], threads: int) -> Non
     assert torch.allclose(by_shift.double(), g.double().sum((0, 2, 3)), atol=1e-6 * float(spread.max()))
 
 
+@is_compiled
 def test_a_constant_channel_has_no_variance() -> None:
-    if node_sums._LIBRARY is None:
-        pytest.skip("node_sums.c is not compiled")
     x = torch.full((2, 3, 4, 4), 0.1).to(memory_format=torch.channels_last)
     mean, variance = node_sums.moments([x])
     assert torch.equal(mean[0], x[0, :, 0, 0])
