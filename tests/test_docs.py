@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -98,6 +99,20 @@ def test_the_site_can_be_built(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "docker (<code>docker/README.md</code>)" in (tmp_path / "cluster" / "index.html").read_text()
     assert not list(tmp_path.rglob("*.py"))
+
+
+@pytest.mark.slow
+def test_what_is_shown_from_python_runs(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    (tmp_path / "shown.py").write_text("\n".join(blocks("python.md", "python")), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "shown.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for file in ("genotype.json", "cell.svg", "alphas.png", "search.gif", "report.html", "model.onnx"):
+        assert (tmp_path / file).stat().st_size > 0, file
+    assert "file,class,probability" in done.stdout.splitlines()
 
 
 @pytest.mark.slow
