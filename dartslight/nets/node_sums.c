@@ -6,11 +6,12 @@
 
 #ifndef REAL
 
+#include <math.h>
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define BLOCK 32 /* rows: a block of g stays in the cache while all terms are multiplied with it */
+#define BLOCK 128 /* rows: a block of g stays in the cache while all terms are multiplied with it */
 #define LEAST 16384 /* numbers from which on several threads are worth waking */
 
 typedef long count;
@@ -58,8 +59,9 @@ static double NAMED(joined)(const double *found, int threads, count series, coun
     return sum;
 }
 
-/* mean and variance of every term and channel, (terms, channels) each */
-void NAMED(moments)(count terms, count pixels, count channels, const REAL *const *xs, REAL *mean, REAL *variance)
+/* mean, variance and 1 / sqrt(variance + eps) of every term and channel, (terms, channels) each */
+void NAMED(moments)(count terms, count pixels, count channels, double eps, const REAL *const *xs, REAL *mean,
+                    REAL *variance, REAL *inverse)
 {
     const count repeat = repeats(pixels), width = repeat * channels, rows = pixels / repeat;
     const int threads = threads_for(terms * pixels * channels);
@@ -95,16 +97,28 @@ void NAMED(moments)(count terms, count pixels, count channels, const REAL *const
             double d = NAMED(joined)(found, threads, 2 * terms, 2 * t, c, channels, width) / pixels;
             double s = NAMED(joined)(found, threads, 2 * terms, 2 * t + 1, c, channels, width) / pixels;
             mean[t * channels + c] = (REAL)(xs[t][c] + d);
-            variance[t * channels + c] = (REAL)(s > d * d ? s - d * d : 0);
+            double v = s > d * d ? s - d * d : 0;
+            variance[t * channels + c] = (REAL)v;
+            inverse[t * channels + c] = (REAL)(1 / sqrt(v + eps));
         }
     free(found);
 }
 
-/* out = offset + sum over terms of slope * x */
-void NAMED(weighted)(count terms, count pixels, count channels, const REAL *const *xs, const REAL *slopes,
-                const REAL *offset, REAL *out)
+/* out = sum over terms of scale * (x - mean) * inverse + shift for the first terms, which have a normalisation, and of
+   scale * x for the others; without a scale it is 1, without a shift 0. slopes are the factors of x, (terms, channels). */
+void NAMED(weighted)(count terms, count normalised, count pixels, count channels, const REAL *const *xs,
+                     const REAL *const *scales, const REAL *const *shifts, const REAL *mean, const REAL *inverse,
+                     REAL *slopes, REAL *out)
 {
     const count repeat = repeats(pixels), width = repeat * channels, rows = pixels / repeat;
+    REAL *offset = calloc(channels, sizeof(REAL));
+    for (count t = 0; t < terms; t++)
+        for (count c = 0; c < channels; c++) {
+            const count k = t * channels + c;
+            slopes[k] = (scales[t] ? scales[t][c] : 1) * (t < normalised ? inverse[k] : 1);
+            if (t < normalised) offset[c] -= slopes[k] * mean[k];
+            if (shifts[t]) offset[c] += shifts[t][c];
+        }
     REAL *slope = NAMED(tiled)(slopes, terms, channels, repeat), *start = NAMED(tiled)(offset, 1, channels, repeat);
 #pragma omp parallel num_threads(threads_for(terms * pixels * channels))
     {
@@ -120,18 +134,20 @@ void NAMED(weighted)(count terms, count pixels, count channels, const REAL *cons
             }
         }
     }
+    free(offset);
     free(slope);
     free(start);
 }
 
-/* by_scale = sum over pixels of g * (x - mean), (terms, channels); by_shift = sum over pixels of g, (channels) */
-void NAMED(products)(count terms, count pixels, count channels, const REAL *const *xs, const REAL *means,
-                     const REAL *g, REAL *by_scale, REAL *by_shift)
+/* Of every term with an x the sum over pixels of g * (x - mean), (terms, channels), and that of g, (channels); terms
+   without a normalisation have no mean. */
+static void NAMED(products)(count terms, count normalised, count pixels, count channels, const REAL *const *xs,
+                            const REAL *means, const REAL *g, REAL *by_x, REAL *by_1)
 {
     const count repeat = repeats(pixels), width = repeat * channels, rows = pixels / repeat;
     const int threads = threads_for(terms * pixels * channels);
     double *found = calloc((size_t)threads * (terms + 1) * width, sizeof(double));
-    REAL *mean = NAMED(tiled)(means, terms, channels, repeat);
+    REAL *mean = NAMED(tiled)(means, normalised, channels, repeat), *zero = calloc(width, sizeof(REAL));
 #pragma omp parallel num_threads(threads)
     {
         count begin, end;
@@ -140,13 +156,15 @@ void NAMED(products)(count terms, count pixels, count channels, const REAL *cons
         REAL *some = malloc(sizeof(REAL) * width);
         for (count r = begin; r < end; r += BLOCK)
             for (count t = 0; t <= terms; t++) {
+                if (t < terms && !xs[t]) continue;
+                const REAL *m = t < normalised ? mean + t * width : zero;
                 memset(some, 0, sizeof(REAL) * width);
                 for (count i = r; i < least(r + BLOCK, end); i++) {
                     const REAL *h = g + i * width;
                     if (t == terms) {
                         for (count w = 0; w < width; w++) some[w] += h[w];
                     } else {
-                        const REAL *x = xs[t] + i * width, *m = mean + t * width;
+                        const REAL *x = xs[t] + i * width;
                         for (count w = 0; w < width; w++) some[w] += h[w] * (x[w] - m[w]);
                     }
                 }
@@ -157,20 +175,30 @@ void NAMED(products)(count terms, count pixels, count channels, const REAL *cons
     for (count t = 0; t <= terms; t++)
         for (count c = 0; c < channels; c++) {
             double sum = NAMED(joined)(found, threads, terms + 1, t, c, channels, width);
-            if (t == terms) by_shift[c] = (REAL)sum;
-            else by_scale[t * channels + c] = (REAL)sum;
+            if (t == terms) by_1[c] = (REAL)sum;
+            else by_x[t * channels + c] = (REAL)sum;
         }
     free(found);
     free(mean);
+    free(zero);
 }
 
-/* out = constant + factor * x + slope * g for the first terms, which have a normalisation, and slope * g for the others;
-   nothing for terms without an out */
+/* The derivatives of weighted by every x that has an out, by every scale, (terms, channels), and by a shift, (channels),
+   where g is that of what follows by its out. Terms without a normalisation may have no x; their by_scale is then 0.
+   Where no term has an x there need be no by_scale and by_shift. */
 void NAMED(derivatives)(count terms, count normalised, count pixels, count channels, const REAL *const *xs,
-                        const REAL *constants, const REAL *factors, const REAL *slopes, const REAL *g,
-                        REAL *const *outs)
+                        const REAL *mean, const REAL *inverse, const REAL *slopes, const REAL *g, REAL *const *outs,
+                        REAL *by_scale, REAL *by_shift)
 {
     const count repeat = repeats(pixels), width = repeat * channels, rows = pixels / repeat;
+    if (by_scale) NAMED(products)(terms, normalised, pixels, channels, xs, mean, g, by_scale, by_shift);
+    /* slope * (g - mean of g - normalised x * mean of g * normalised x) is constant + factor * x + slope * g */
+    REAL *constants = malloc(sizeof(REAL) * (2 * normalised * channels + 1)), *factors = constants + normalised * channels;
+    for (count k = 0; k < normalised * channels; k++) {
+        by_scale[k] *= inverse[k];
+        factors[k] = -slopes[k] / pixels * inverse[k] * by_scale[k];
+        constants[k] = -slopes[k] / pixels * by_shift[k % channels] - factors[k] * mean[k];
+    }
     REAL *constant = NAMED(tiled)(constants, normalised, channels, repeat);
     REAL *factor = NAMED(tiled)(factors, normalised, channels, repeat);
     REAL *slope = NAMED(tiled)(slopes, terms, channels, repeat);
@@ -193,9 +221,41 @@ void NAMED(derivatives)(count terms, count normalised, count pixels, count chann
                 }
             }
     }
+    free(constants);
     free(constant);
     free(factor);
     free(slope);
+}
+
+static REAL NAMED(share)(count i, count size) { return (REAL)1 / ((i > 0) + 1 + (i < size - 1)); }
+
+/* The means of windows of 3x3 pixels, which get smaller at the border; or, backward, the derivative of that by x. */
+void NAMED(averages)(count batch, count height, count width, count channels, int backward, const REAL *x, REAL *out)
+{
+    const count line = width * channels;
+#pragma omp parallel num_threads(threads_for(batch * height * line))
+    {
+        REAL *sums = calloc(line + 2 * channels, sizeof(REAL)), *middle = sums + channels; /* zeros on both sides */
+        REAL *across = malloc(sizeof(REAL) * line);
+        for (count k = 0; k < line; k++) across[k] = NAMED(share)(k / channels, width);
+#pragma omp for
+        for (count i = 0; i < batch * height; i++) {
+            const count y = i % height;
+            memset(middle, 0, sizeof(REAL) * line);
+            for (count d = -(y > 0); d <= (y < height - 1); d++) {
+                const REAL *z = x + (i + d) * line, s = NAMED(share)(backward ? y + d : y, height);
+                for (count k = 0; k < line; k++) middle[k] += s * z[k];
+            }
+            REAL *o = out + i * line;
+            if (backward)
+                for (count k = 0; k < line; k++) middle[k] *= across[k];
+            for (count k = 0; k < line; k++) o[k] = sums[k] + middle[k] + middle[k + channels];
+            if (!backward)
+                for (count k = 0; k < line; k++) o[k] *= across[k];
+        }
+        free(sums);
+        free(across);
+    }
 }
 
 #endif

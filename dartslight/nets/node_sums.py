@@ -6,8 +6,10 @@ of torch: both are linked with the same OpenMP. Where it is missing, `takes` say
 """
 
 import ctypes
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -38,61 +40,81 @@ def takes(x: Tensor) -> bool:
     )
 
 
-def moments(xs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Returns mean and variance (of all pixels, not of a sample) of every channel, (terms, channels) each."""
-    mean, variance = xs[0].new_empty((2, len(xs), xs[0].shape[1])).unbind(0)
-    _call("moments", xs[0], len(xs), *_sizes(xs[0]), _pointers(xs), mean, variance)
-    return mean, variance
-
-
-def weighted(xs: Sequence[Tensor], slopes: Tensor, offset: Tensor) -> Tensor:
-    """Returns offset + sum over terms of slope * x.
+def moments(xs: Sequence[Tensor], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns mean, variance (of all pixels, not of a sample) and 1 / standard deviation, (terms, channels) each.
 
     Args:
         xs: The pictures of every term.
-        slopes: (terms, channels).
-        offset: (channels,).
+        eps: What is added to the variance for the standard deviation.
     """
-    total = torch.empty_like(xs[0])
-    _call("weighted", total, len(xs), *_sizes(total), _pointers(xs), slopes, offset, total)
-    return total
+    mean, variance, inverse = xs[0].new_empty((3, len(xs), xs[0].shape[1])).unbind(0)
+    _function("moments", xs[0])(len(xs), *_sizes(xs[0]), eps, _pointers(xs), *map(_pointer, (mean, variance, inverse)))
+    return mean, variance, inverse
 
 
-def products(xs: Sequence[Tensor], means: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the sums over pixels of gradient * (x - mean), (terms, channels), and of the gradient, (channels,).
+def weighted(
+    xs: Sequence[Tensor],
+    scales: Sequence[Tensor | None],
+    shifts: Sequence[Tensor | None],
+    mean: Tensor,
+    inverse: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Returns the sum of the terms, and the factor of every x in it, (terms, channels).
+
+    The first terms are scale * (x - mean) * inverse + shift, the others scale * x.
 
     Args:
         xs: The pictures of every term.
-        means: (terms, channels).
-        gradient: Pictures of the same shape.
+        scales: The scale of every term, (channels,), or None for 1.
+        shifts: The shift of every term, (channels,), or None for 0.
+        mean: The means of the first terms, (terms with a normalisation, channels).
+        inverse: Their 1 / standard deviation.
     """
-    by_scale, by_shift = torch.empty_like(means), means.new_empty(means.shape[1])
-    _call("products", gradient, len(xs), *_sizes(gradient), _pointers(xs), means, gradient, by_scale, by_shift)
-    return by_scale, by_shift
+    total, slopes = torch.empty_like(xs[0]), mean.new_empty((len(xs), mean.shape[1]))
+    kept = [None if some is None else some.contiguous() for some in (*scales, *shifts)]
+    numbers = _pointers(kept[: len(xs)]), _pointers(kept[len(xs) :])
+    pointers = map(_pointer, (mean, inverse, slopes, total))
+    _function("weighted", total)(len(xs), len(mean), *_sizes(total), _pointers(xs), *numbers, *pointers)
+    return total, slopes
 
 
 def derivatives(
-    xs: Sequence[Tensor],
-    constants: Tensor,
-    factors: Tensor,
+    xs: Sequence[Tensor | None],
+    mean: Tensor,
+    inverse: Tensor,
     slopes: Tensor,
     gradient: Tensor,
     wanted: Sequence[bool],
-) -> list[Tensor | None]:
-    """Returns constant + factor * x + slope * gradient for each term.
+) -> tuple[list[Tensor | None], Tensor, Tensor]:
+    """Returns the derivatives of `weighted` by each x, by the scales, (terms, channels), and by a shift, (channels,).
 
     Args:
-        xs: The pictures of the first terms; for the others this is slope * gradient.
-        constants: (number of xs, channels).
-        factors: (number of xs, channels).
-        slopes: (terms, channels).
-        gradient: Pictures.
-        wanted: Which terms are asked for; None is returned for the others.
+        xs: The pictures of every term; None for terms without a normalisation the derivative by whose scale is not
+            asked for, which is then undefined.
+        mean: See `weighted`.
+        inverse: See `weighted`.
+        slopes: What `weighted` has returned.
+        gradient: The derivative by the sum, of the pictures' shape.
+        wanted: The derivatives by which x are asked for; None is returned for the others.
     """
     found = [torch.empty_like(gradient) if own else None for own in wanted]
-    sizes = (len(slopes), len(xs), *_sizes(gradient))
-    _call("derivatives", gradient, *sizes, _pointers(xs), constants, factors, slopes, gradient, _pointers(found))
-    return found
+    by_scale, by_shift = torch.empty_like(slopes), slopes.new_empty(slopes.shape[1])
+    sums = (None, None) if all(x is None for x in xs) else (_pointer(by_scale), _pointer(by_shift))
+    pointers = (_pointers(xs), *map(_pointer, (mean, inverse, slopes, gradient)), _pointers(found), *sums)
+    _function("derivatives", gradient)(len(slopes), len(mean), *_sizes(gradient), *pointers)
+    return found, by_scale, by_shift
+
+
+def averages(x: Tensor, backward: bool) -> Tensor:
+    """Returns the means of windows of 3x3 pixels, which get smaller at the border.
+
+    Args:
+        x: (batch, channels, height, width).
+        backward: Whether x is a derivative by these means, and the one by the pictures is asked for.
+    """
+    out, (batch, channels, height, width) = torch.empty_like(x), x.shape
+    _function("averages", x)(batch, height, width, channels, int(backward), _pointer(x), _pointer(out))
+    return out
 
 
 def _sizes(x: Tensor) -> tuple[int, int]:
@@ -101,16 +123,30 @@ def _sizes(x: Tensor) -> tuple[int, int]:
     return x.numel() // channels, channels
 
 
+def _pointer(x: Tensor) -> int:
+    return x.data_ptr()
+
+
 def _pointers(xs: Sequence[Tensor | None]) -> "ctypes.Array[ctypes.c_void_p]":
     return (ctypes.c_void_p * len(xs))(*[None if x is None else x.data_ptr() for x in xs])
 
 
-def _call(name: str, like: Tensor, *arguments: "int | Tensor | ctypes.Array[ctypes.c_void_p]") -> None:
-    """Calls a function of the library: whole numbers are long, tensors and arrays are pointers."""
-    converted: list[object] = []
-    for argument in arguments:
-        if isinstance(argument, Tensor):
-            converted.append(ctypes.c_void_p(argument.data_ptr()))
-        else:
-            converted.append(ctypes.c_long(argument) if isinstance(argument, int) else argument)
-    getattr(_LIBRARY, f"{name}_{_TYPES[like.dtype]}")(*converted)
+_N, _P = ctypes.c_long, ctypes.c_void_p
+_ARGUMENTS: dict[str, tuple[type, ...]] = {
+    "moments": (_N, _N, _N, ctypes.c_double, _P, _P, _P, _P),
+    "weighted": (_N, _N, _N, _N, _P, _P, _P, _P, _P, _P, _P),
+    "derivatives": (_N, _N, _N, _N, _P, _P, _P, _P, _P, _P, _P, _P),
+    "averages": (_N, _N, _N, _N, ctypes.c_int, _P, _P),
+}
+
+
+@functools.cache
+def _of_type(name: str, dtype: torch.dtype) -> Callable[..., None]:
+    function = getattr(_LIBRARY, f"{name}_{_TYPES[dtype]}")
+    function.argtypes, function.restype = _ARGUMENTS[name], None
+    return cast("Callable[..., None]", function)
+
+
+def _function(name: str, like: Tensor) -> Callable[..., None]:
+    """Returns a function of the library for numbers of a tensor's type."""
+    return _of_type(name, like.dtype)

@@ -12,13 +12,14 @@ weight)`` and enter it in `OPERATIONS`.
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dartslight.errors import InputError
+from dartslight.nets import node_sums
 from dartslight.nets.depthwise import DepthwiseConv, same_depthwise
 from dartslight.nets.weighted_sum import BatchNorm, Normalised, Scaled, Term, Weight, normalised, value
 
@@ -160,11 +161,27 @@ def _average(x: Tensor, stride: int) -> Tensor:
     """Returns the means of windows of 3x3 pixels, which get smaller at the border."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.avg_pool2d(x, 3, stride, padding=1, count_include_pad=False)
+    if stride == 1 and node_sums.takes(x):
+        y: Tensor = _Averages.apply(x, False)
+        return y
     # Sums as a depthwise convolution, divided by the sizes of the windows: several times faster on a CPU.
     channels, height, width = x.shape[1:]
     kernel, shares = _window_shares(channels, height, width, stride, x.dtype)
     sums = same_depthwise(x, kernel) if stride == 1 else F.conv2d(x, kernel, None, stride, padding=1, groups=channels)
     return sums * shares
+
+
+class _Averages(torch.autograd.Function):
+    """The means of windows of 3x3 pixels by a compiled pass, or their derivative, each the derivative of the other."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, backward: bool) -> Tensor:
+        ctx.backward = backward
+        return node_sums.averages(x, backward)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Averages.apply(gradient.contiguous(memory_format=torch.channels_last), not ctx.backward), None
 
 
 @functools.lru_cache(maxsize=64)

@@ -262,12 +262,12 @@ def _new_statistics(xs: Sequence[Tensor], norms: Sequence[BatchNorm]) -> tuple[T
     if not uses_batch:
         mean, var = (torch.stack(some) for some in running)
         return mean, var.add_(eps).rsqrt_()
-    mean, var = node_sums.moments(xs)
+    mean, var, inverse = node_sums.moments(xs, eps)
     if running and not _is_repeated.get():
         count = xs[0].numel() // xs[0].shape[1]
-        for some, now in zip(running, (mean, var * (count / (count - 1))), strict=True):
+        for some, now in zip(running, (mean, var.mul_(count / (count - 1))), strict=True):
             torch._foreach_lerp_(some, now.unbind(0), momentum)
-    return mean, var.add_(eps).rsqrt_()
+    return mean, inverse
 
 
 def _sum(mean: Tensor, inverse: Tensor, inputs: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
@@ -278,15 +278,7 @@ def _sum(mean: Tensor, inverse: Tensor, inputs: Sequence[Tensor | None]) -> tupl
         inverse: 1 / standard deviation of the same.
         inputs: x, scale and shift of every term in turn.
     """
-    xs, count = cast("Sequence[Tensor]", inputs[::3]), len(mean)
-    one = xs[0].new_ones(xs[0].shape[1])
-    slopes = torch.stack([one if scale is None else scale for scale in inputs[1::3]])
-    slopes[:count] *= inverse
-    offset = (mean * slopes[:count]).sum(0).neg_()
-    for shift in inputs[2::3]:
-        if shift is not None:
-            offset += shift
-    return node_sums.weighted(xs, slopes, offset), slopes
+    return node_sums.weighted(cast("Sequence[Tensor]", inputs[::3]), inputs[1::3], inputs[2::3], mean, inverse)
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -323,25 +315,12 @@ def _derivatives(
 ) -> list[Tensor | None]:
     """Returns the derivatives by x, scale and shift of every term."""
     count = len(mean)
-    by_x: list[Tensor | None] = [None] * len(slopes)
-    by_scale, by_shift = list(by_x), list(by_x)
-    # Terms without a normalisation have neither mean nor deviation.
-    summed = [i for i in range(len(slopes)) if i < count or wanted[3 * i + 1]]
-    constants = factors = mean
-    if summed:
-        means = F.pad(mean, (0, 0, 0, len(summed) - count))
-        scales, shift = node_sums.products([inputs[3 * i] for i in summed], means, gradient)
-        scales[:count] *= inverse
-        for i, scale in zip(summed, scales.unbind(0), strict=True):
-            by_scale[i] = scale if wanted[3 * i + 1] else None
-            by_shift[i] = shift if wanted[3 * i + 2] else None
-        # d y / d x: slope * (gradient - mean(gradient) - normalised * mean(gradient * normalised))
-        share = slopes[:count] / (-gradient.numel() // gradient.shape[1])
-        factors = share * inverse * scales[:count]
-        constants = torch.addcmul(share * shift, factors, mean, value=-1)
-    if any(wanted[::3]):
-        by_x = node_sums.derivatives(inputs[: 3 * count : 3], constants, factors, slopes, gradient, wanted[::3])
-    return [gradient for triple in zip(by_x, by_scale, by_shift, strict=True) for gradient in triple]
+    xs = [inputs[3 * i] if i < count or wanted[3 * i + 1] else None for i in range(len(slopes))]
+    by_x, scales, shift = node_sums.derivatives(xs, mean, inverse, slopes, gradient, wanted[::3])
+    found: list[Tensor | None] = []
+    for i, (own, scale) in enumerate(zip(by_x, scales.unbind(0), strict=True)):
+        found += [own, scale if wanted[3 * i + 1] else None, shift if wanted[3 * i + 2] else None]
+    return found
 
 
 def _differentiable(
