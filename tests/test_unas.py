@@ -48,12 +48,14 @@ class Convolutions(Cost):
 # ------------------------------------------------------------------------------------------------------ the step
 
 
-def step_of(criteria: list[Any], estimator: Estimator, **settings: Any) -> SearchModule:
-    """A search with two undecided edges of two and three operations, whose pictures do not see each other."""
+def step_of(criteria: list[Any], estimator: Estimator, per_batch: bool = False) -> SearchModule:
+    """A search with two undecided edges of two and three operations.
+
+    Its pictures do not see each other, unless they share an architecture.
+    """
     gradient = ScoreFunction(estimator, criteria, cost_samples=400, surrogate_samples=200)
-    module = search(
-        "nasbench201", init_channels=2, relaxation=Sampled(), gradient=gradient, alpha_init_std=0.7, **settings
-    )
+    relaxation = Sampled(per_batch=per_batch)
+    module = search("nasbench201", init_channels=2, relaxation=relaxation, gradient=gradient, alpha_init_std=0.7)
     choices = module.choices
     for e, op in enumerate((3, 1, 3, 1)):
         choices = choices.decide(("cell", e), op)
@@ -61,7 +63,7 @@ def step_of(criteria: list[Any], estimator: Estimator, **settings: Any) -> Searc
         choices = choices.close(("cell", 4), op)
     module.choices = choices.close(("cell", 5), 0).close(("cell", 5), 2)
     for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
+        if isinstance(layer, nn.BatchNorm2d) and not per_batch:
             layer.eval()
     return module
 
@@ -123,6 +125,48 @@ def test_the_whole_step_is_the_gradient_over_all_architectures(estimator: type[E
     assert true[mask].abs().min() > 1e-3
     errors = (found.mean(dim=0) - true)[mask] * len(found) ** 0.5 / found.std(dim=0)[mask]
     assert (errors.abs().max() < 4) == is_right, errors
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("estimator", [Rebar, Reinforce])
+def test_one_architecture_for_a_batch_is_right_with_the_statistics_of_the_batch(estimator: type[Estimator]) -> None:
+    """What each picture does to the others is part of the loss, since all have the same architecture."""
+    module = step_of([GeneralisationGap(0.5)], estimator(), per_batch=True)
+    module.train()
+    batch = pairs(3)
+    count = 800 if estimator is Rebar else 2500
+    found = torch.stack([estimate(module, batch, seed, step=0) for seed in range(count)])
+    true = enumerated(module, step=0)  # at which costs count nothing yet; pictures that come thrice change no mean
+    mask = true.abs() > 1e-4
+    assert mask.sum() == 5
+    assert not found[:, ~mask].any()
+    errors = (found.mean(dim=0) - true)[mask] * count**0.5 / found.std(dim=0)[mask]
+    assert errors.abs().max() < 4, errors
+
+
+@pytest.mark.usefixtures("float64")
+def test_one_architecture_for_a_batch_is_the_same_in_both_steps_and_its_hard_pass_computes_what_was_drawn() -> None:
+    module = step_of([CrossEntropy()], Rebar(), per_batch=True)
+    module.train()
+    batch = {"train": batch_of(6), "val": batch_of(4, seed=1)}
+    passes = module.passes
+    torch.manual_seed(3)
+    problem = passes.expectation(batch, 0, 0, list, lambda compute: compute())
+    (own,) = problem.draws.values()
+    assert own.hard.shape == (1, 6, 5)
+    seen: list[Any] = []
+    module.supernet.register_forward_pre_hook(lambda net, inputs: seen.append(inputs))
+    assert problem.discrete({"cell": own.hard})("val").shape == (4,)
+    assert problem.relaxed({"cell": own.relaxed})("val").shape == (4,)
+    (_, hard, drawn), (_, relaxed, everything) = seen
+    assert torch.equal(hard["cell"], own.hard[0])
+    assert [list(columns) for columns in drawn.of("cell")] == [[int(row.argmax())] for row in own.hard[0]]
+    assert torch.equal(relaxed["cell"], own.relaxed[0])
+    assert everything == module.choices
+    mixing, choices = passes.weight_sample(batch["train"], None)
+    assert choices == module.choices
+    assert torch.equal(mixing["cell"], own.relaxed[0])
+    assert not mixing["cell"].requires_grad
 
 
 @pytest.mark.usefixtures("float64")

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from dartslight.criteria import CrossEntropies, Part
 from dartslight.data import Batch
-from dartslight.nets import NO_DROP, Drop, Supernet, open_mask, repeated
+from dartslight.nets import NO_DROP, Drop, Mixing, Supernet, open_mask, repeated
 from dartslight.spaces import Choices
 from dartslight.strategies import (
     Architecture,
@@ -26,6 +26,7 @@ from dartslight.strategies import (
     Sample,
     Smoothing,
     genotypes,
+    positive,
 )
 
 
@@ -114,7 +115,7 @@ class Passes:
         generator = torch.Generator(train.images.device).manual_seed(seed)
 
         def discrete(rows: Rows) -> CrossEntropies:
-            at_rows = self._cross_entropies(parts, rows)
+            at_rows = self._cross_entropies(parts, rows, is_hard=True)
 
             def cross_entropy(part: Part) -> Tensor:
                 with repeated():  # the running statistics follow the relaxed samples, which are trained
@@ -125,7 +126,7 @@ class Passes:
         return Expectation(
             draws=draws,
             discrete=discrete,
-            relaxed=lambda rows: self._cross_entropies(parts, rows),
+            relaxed=lambda rows: self._cross_entropies(parts, rows, is_hard=False),
             alphas=tuple(self.architecture.parameters()),
             penalty=self.architecture.penalty(self.choices),
             draw=lambda count: self.architecture.draw(self.choices, count, generator),
@@ -136,20 +137,34 @@ class Passes:
             loss_scale=self.loss_scale,
         )
 
-    def _drawn(self, count: int) -> dict[str, Draw]:
-        """Returns the architectures of a batch's pictures; all passes of a step have the same."""
+    def _drawn(self, pictures: int) -> dict[str, Draw]:
+        """Returns the architectures of a batch's pictures, or the one of all; all passes of a step have the same."""
+        count = self.architecture.samples_for(pictures)
         if count not in self._draws:
             self._draws[count] = self.architecture.draw(self.choices, count)
         return self._draws[count]
 
-    def _cross_entropies(self, parts: Mapping[Part, Batch], rows: Rows) -> CrossEntropies:
+    def _mixed(self, rows: Rows, is_hard: bool) -> tuple[Mixing, Choices]:
+        """Returns the mixing weights of some samples, and which operations are computed.
+
+        Args:
+            rows: A sample for each picture, or one for all, (samples, edges, ops) for each cell type.
+            is_hard: Whether what was not drawn has the weight 0.
+        """
+        choices = self.choices
+        if self.architecture.samples_for(2) == 1:
+            rows = {cell: row[0] for cell, row in rows.items()}
+            choices = positive(rows, choices) if is_hard else choices
+        return self.architecture.compose(rows, self.choices, self.progress), choices
+
+    def _cross_entropies(self, parts: Mapping[Part, Batch], rows: Rows, is_hard: bool) -> CrossEntropies:
         """Returns a function that computes the cross-entropies of a part once, however often it is asked."""
-        mixing = self.architecture.compose(rows, self.choices, self.progress)
+        mixing, choices = self._mixed(rows, is_hard)
         known: dict[Part, Tensor] = {}
 
         def cross_entropy(part: Part) -> Tensor:
             if part not in known:
-                logits = self.supernet(parts[part].images, mixing, self.choices)
+                logits = self.supernet(parts[part].images, mixing, choices)
                 known[part] = F.cross_entropy(logits, parts[part].labels, reduction="none")
             return known[part]
 
@@ -193,9 +208,9 @@ class Passes:
             batch: Training pictures.
             smoothing: How the mixing weights are disturbed, or None.
         """
-        if self.architecture.draws_each:
+        if self.architecture.samples_for(len(batch.labels)):
             relaxed = {cell: own.relaxed.detach() for cell, own in self._drawn(len(batch.labels)).items()}
-            return Sample(self.architecture.compose(relaxed, self.choices, self.progress), self.choices)
+            return Sample(*self._mixed(relaxed, is_hard=False))
 
         def loss(rows: Rows) -> Tensor:
             mixing = self.architecture.compose(rows, self.choices, self.progress)

@@ -1,6 +1,6 @@
 """Search strategies: a relaxation turns architecture parameters into mixing weights, a gradient teaches them."""
 
-from dartslight.strategies.architecture import Architecture, AuxiliarySkip, Sample, genotypes
+from dartslight.strategies.architecture import Architecture, AuxiliarySkip, Sample, genotypes, positive
 from dartslight.strategies.combinations import check_combination, check_space
 from dartslight.strategies.curvature import hessian_product, largest_eigenvalue
 from dartslight.strategies.draws import Draw, Sampled, draw
@@ -55,4 +55,5 @@ __all__ = [
     "genotypes",
     "hessian_product",
     "largest_eigenvalue",
+    "positive",
 ]

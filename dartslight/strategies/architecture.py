@@ -112,10 +112,11 @@ class Architecture(nn.Module):
         own = _drawn(rows, choices) if self.relaxation.samples_one else choices
         return Sample(self.compose(rows, choices, progress), own)
 
-    @property
-    def draws_each(self) -> bool:
-        """Whether every picture of a training pass has an architecture of its own."""
-        return isinstance(self.relaxation, Sampled)
+    def samples_for(self, pictures: int) -> int:
+        """Returns how many architectures are drawn for a training pass; 0 where its weights are no draw of `draw`."""
+        if not isinstance(self.relaxation, Sampled):
+            return 0
+        return 1 if self.relaxation.per_batch else pictures
 
     def draw(self, choices: Choices, count: int, generator: torch.Generator | None = None) -> dict[str, Draw]:
         """Returns samples of the operations of each cell type; those of decided edges are what was decided.
@@ -232,6 +233,26 @@ def genotypes(space: SearchSpace, rows: Rows) -> list[Genotype]:
             known[key] = Genotype.from_choices(space, _of_places(space, drawn))
         found.append(known[key])
     return found
+
+
+def positive(rows: Rows, choices: Choices) -> Choices:
+    """Returns choices in which only the operations with a weight above 0 are left.
+
+    Args:
+        rows: The weights of one sample, (edges, ops) for each cell type.
+        choices: The operations that are open.
+    """
+    # In one piece, because the processor must wait for a GPU here.
+    found = iter(torch.cat([row.flatten() > 0 for row in rows.values()]).tolist())
+    kept = {
+        cell: [[next(found) for _ in range(row.shape[1])] for _ in range(row.shape[0])] for cell, row in rows.items()
+    }
+    return Choices(
+        tuple(
+            (cell, tuple(tuple(o for o in columns if kept[cell][e][o]) for e, columns in enumerate(edges)))
+            for cell, edges in choices.open
+        )
+    )
 
 
 def _of_places(space: SearchSpace, places: Collection[tuple[str, int, int]]) -> Choices:

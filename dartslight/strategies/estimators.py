@@ -19,7 +19,10 @@ from dartslight.strategies.draws import Draw
 from dartslight.strategies.smoothing import Rows
 
 Losses = Callable[[Rows], Tensor]
-"""The loss of each sample, (samples,), by the weights of the operations, (samples, edges, ops) for each cell type."""
+"""The loss of each sample, (samples,), by the weights of the operations, (samples, edges, ops) for each cell type.
+
+Several losses of a single sample, such as those of the pictures of a batch, count by their mean.
+"""
 
 Average = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 """Returns the means of tensors over all devices."""

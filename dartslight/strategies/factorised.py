@@ -38,6 +38,7 @@ class Factorised(Sampled):
         temperature: Temperature of the relaxed samples, which stays as it is.
         soften: What is added to every probability before they are divided by their sum, so that none vanishes
             (published: 0 on CIFAR-10, 0.08 on ImageNet).
+        per_batch: Whether all pictures of a batch share one architecture, see `Sampled`.
         duplicate_weight: How much the probability counts, summed over nodes, that both slots draw the same operation of
             the same input.
     """
@@ -45,8 +46,14 @@ class Factorised(Sampled):
     sums_to_one = False
     draws_inputs = True
 
-    def __init__(self, temperature: float = 0.4, soften: float = 0.0, duplicate_weight: float = 0.2) -> None:
-        super().__init__(temperature, soften)
+    def __init__(
+        self,
+        temperature: float = 0.4,
+        soften: float = 0.0,
+        per_batch: bool = False,
+        duplicate_weight: float = 0.2,
+    ) -> None:
+        super().__init__(temperature, soften, per_batch)
         check_least(0, duplicate_weight=duplicate_weight)
         self.duplicate_weight = duplicate_weight
         self._cell: Cell | None = None
