@@ -108,7 +108,7 @@ def collect(out: Path) -> list[Row]:
     if found:
         part = out / f"table.csv.{os.getpid()}"
         with part.open("w", newline="") as file:
-            columns = [key for key, value in found[0].items() if not isinstance(value, list)]
+            columns = dict.fromkeys(key for row in found for key, value in row.items() if not isinstance(value, list))
             writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(found)
