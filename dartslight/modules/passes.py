@@ -139,7 +139,7 @@ class Passes:
 
     def _drawn(self, pictures: int) -> dict[str, Draw]:
         """Returns the architectures of a batch's pictures, or the one of all; all passes of a step have the same."""
-        count = self.architecture.samples_for(pictures)
+        count = 1 if self.architecture.shares_draw else pictures
         if count not in self._draws:
             self._draws[count] = self.architecture.draw(self.choices, count)
         return self._draws[count]
@@ -152,7 +152,7 @@ class Passes:
             is_hard: Whether what was not drawn has the weight 0.
         """
         choices = self.choices
-        if self.architecture.samples_for(2) == 1:
+        if self.architecture.shares_draw:
             rows = {cell: row[0] for cell, row in rows.items()}
             choices = positive(rows, choices) if is_hard else choices
         return self.architecture.compose(rows, self.choices, self.progress), choices
@@ -208,7 +208,7 @@ class Passes:
             batch: Training pictures.
             smoothing: How the mixing weights are disturbed, or None.
         """
-        if self.architecture.samples_for(len(batch.labels)):
+        if self.architecture.draws:
             relaxed = {cell: own.relaxed.detach() for cell, own in self._drawn(len(batch.labels)).items()}
             return Sample(*self._mixed(relaxed, is_hard=False))
 

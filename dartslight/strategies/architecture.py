@@ -112,11 +112,15 @@ class Architecture(nn.Module):
         own = _drawn(rows, choices) if self.relaxation.samples_one else choices
         return Sample(self.compose(rows, choices, progress), own)
 
-    def samples_for(self, pictures: int) -> int:
-        """Returns how many architectures are drawn for a training pass; 0 where its weights are no draw of `draw`."""
-        if not isinstance(self.relaxation, Sampled):
-            return 0
-        return 1 if self.relaxation.per_batch else pictures
+    @property
+    def draws(self) -> bool:
+        """Whether training passes run with samples of `draw`."""
+        return isinstance(self.relaxation, Sampled)
+
+    @property
+    def shares_draw(self) -> bool:
+        """Whether all pictures of a batch have one of these samples, and not one each."""
+        return isinstance(self.relaxation, Sampled) and self.relaxation.per_batch
 
     def draw(self, choices: Choices, count: int, generator: torch.Generator | None = None) -> dict[str, Draw]:
         """Returns samples of the operations of each cell type; those of decided edges are what was decided.
