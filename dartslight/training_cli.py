@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.memory import is_oom_error
 
 from dartslight.callbacks import Dashboard, History, ProgressBars, ProgressLog, RunCheckpoints, RunConfig, Selector
 from dartslight.callbacks.dashboard import go_on_under, known_names
@@ -259,6 +260,14 @@ def run_training(command: str, words: Sequence[str]) -> None:
         )
     except MisconfigurationException as error:
         raise _as_input_error(error) from None
+    except RuntimeError as error:
+        if not is_oom_error(error):
+            raise
+        reason = str(error).partition("\n")[0].rpartition("DefaultCPUAllocator: ")[2].rstrip(".")
+        raise InputError(
+            f"The memory is too small for this run ({reason}); give a smaller --data.batch_size, --model.init_channels "
+            "or --model.num_cells, or for a search --model.checkpoint_cells true."
+        ) from None
     finally:
         sys.argv = saved
         for name, level in levels.items():

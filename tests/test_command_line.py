@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dartslight.cli import main
+from dartslight.nets import Supernet
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 QUICK = [
@@ -124,6 +125,26 @@ def test_retrain_test_draw(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         assert said in capsys.readouterr().err
     assert main(["draw", str(run / "genotype.json"), "-o", str(tmp_path / "cell.svg")]) == 0
     assert "<svg" in (tmp_path / "cell.svg").read_text()
+
+
+@pytest.mark.parametrize("where", ["CPU", "GPU"])
+def test_too_little_memory_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    words = ["fit", *QUICK, f"--trainer.default_root_dir={tmp_path}"]
+    if where == "CPU":
+        words.append("--model.init_channels=8000000")  # a convolution has more weights than a process has addresses
+    else:
+
+        def full(*_: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.\nSee the documentation.")
+
+        monkeypatch.setattr(Supernet, "forward", full)
+    assert main(words) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("dartslight: The memory is too small for this run (")
+    assert "allocate" in said
+    assert "--data.batch_size" in said
 
 
 def test_wrong_input_is_one_sentence_and_exit_code_2(
