@@ -196,7 +196,7 @@ def test_compiled_passes_in_float32(shape: tuple[int, ...], threads: int) -> Non
     pixels = g[:, 0].numel()
     for i, x in enumerate(exact):
         expected, spread = x.var((0, 2, 3), correction=0), g.double().abs().sum((0, 2, 3))
-        assert torch.allclose(mean[i].double(), x.mean((0, 2, 3)), rtol=1e-6, atol=1e-6 * float(x.std()))
+        assert torch.allclose(mean[i].double(), x.mean((0, 2, 3)), rtol=1e-6)
         assert torch.allclose(variance[i].double(), expected, rtol=1e-5)
         assert torch.allclose(inverse[i].double(), (expected + 1e-5).rsqrt(), rtol=1e-5)
         leaf, scale = x.clone().requires_grad_(), torch.ones(x.shape[1], requires_grad=True)
@@ -204,7 +204,7 @@ def test_compiled_passes_in_float32(shape: tuple[int, ...], threads: int) -> Non
         assert leaf.grad is not None
         assert scale.grad is not None
         slack = 1e-5 * float(spread.max()) / pixels**0.5
-        assert torch.allclose(by_scale[i].double(), scale.grad, atol=slack, rtol=1e-4)
+        assert torch.allclose(by_scale[i].double(), scale.grad, atol=slack, rtol=1e-5)
         assert torch.allclose(by_x[i].double(), leaf.grad, atol=1e-5 * float(leaf.grad.abs().max()), rtol=1e-4)
     assert torch.allclose(by_shift.double(), g.double().sum((0, 2, 3)), atol=1e-6 * float(spread.max()))
 

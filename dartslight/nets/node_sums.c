@@ -11,7 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BLOCK 128 /* rows: a block of g stays in the cache while all terms are multiplied with it */
+#define BLOCK 32 /* rows of which sums are taken in REAL; g stays in the cache while all terms are multiplied with it */
+#define LONG_BLOCK 128 /* rows that are written for a term before the next: so many are fetched ahead */
 #define LEAST 16384 /* numbers from which on several threads are worth waking */
 
 typedef long count;
@@ -206,11 +207,11 @@ void NAMED(derivatives)(count terms, count normalised, count pixels, count chann
     {
         count begin, end;
         own_rows(rows, &begin, &end);
-        for (count r = begin; r < end; r += BLOCK)
+        for (count r = begin; r < end; r += LONG_BLOCK)
             for (count t = 0; t < terms; t++) {
                 if (!outs[t]) continue;
                 const REAL *s = slope + t * width;
-                for (count i = r; i < least(r + BLOCK, end); i++) {
+                for (count i = r; i < least(r + LONG_BLOCK, end); i++) {
                     const REAL *h = g + i * width;
                     REAL *restrict y = outs[t] + i * width;
                     if (t < normalised) {
