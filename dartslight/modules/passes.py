@@ -25,8 +25,8 @@ from dartslight.strategies import (
     Rows,
     Sample,
     Smoothing,
+    drawn_choices,
     genotypes,
-    positive,
 )
 
 
@@ -153,8 +153,8 @@ class Passes:
         """
         choices = self.choices
         if self.architecture.shares_draw:
+            (choices,) = drawn_choices(self.supernet.space, rows) if is_hard else (choices,)
             rows = {cell: row[0] for cell, row in rows.items()}
-            choices = positive(rows, choices) if is_hard else choices
         return self.architecture.compose(rows, self.choices, self.progress), choices
 
     def _cross_entropies(self, parts: Mapping[Part, Batch], rows: Rows, is_hard: bool) -> CrossEntropies:

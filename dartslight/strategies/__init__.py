@@ -1,6 +1,6 @@
 """Search strategies: a relaxation turns architecture parameters into mixing weights, a gradient teaches them."""
 
-from dartslight.strategies.architecture import Architecture, AuxiliarySkip, Sample, genotypes, positive
+from dartslight.strategies.architecture import Architecture, AuxiliarySkip, Sample, drawn_choices, genotypes
 from dartslight.strategies.combinations import check_combination, check_space
 from dartslight.strategies.curvature import hessian_product, largest_eigenvalue
 from dartslight.strategies.draws import Draw, Sampled, draw
@@ -52,8 +52,8 @@ __all__ = [
     "check_combination",
     "check_space",
     "draw",
+    "drawn_choices",
     "genotypes",
     "hessian_product",
     "largest_eigenvalue",
-    "positive",
 ]

@@ -224,39 +224,31 @@ def genotypes(space: SearchSpace, rows: Rows) -> list[Genotype]:
 
     Args:
         space: The search space.
+        rows: The samples, see `drawn_choices`.
+    """
+    found = drawn_choices(space, rows)
+    known = {choices: Genotype.from_choices(space, choices) for choices in dict.fromkeys(found)}
+    return [known[choices] for choices in found]
+
+
+def drawn_choices(space: SearchSpace, rows: Rows) -> list[Choices]:
+    """Returns for each hard sample choices in which only what was drawn is left; equal ones are one object.
+
+    Args:
+        space: The search space.
         rows: Weights above 0 for what was drawn or decided, 0 for the rest, (samples, edges, ops) for each cell type.
     """
     places = [(cell, e, o) for cell, row in rows.items() for e in range(row.shape[1]) for o in range(row.shape[2])]
-    known: dict[tuple[bool, ...], Genotype] = {}
+    known: dict[tuple[bool, ...], Choices] = {}
     found = []
     # In one piece, because the processor must wait for a GPU here.
     for sample in torch.cat([row.flatten(1) > 0 for row in rows.values()], dim=1).tolist():
         key = tuple(sample)
         if key not in known:
             drawn = {place for place, is_drawn in zip(places, sample, strict=True) if is_drawn}
-            known[key] = Genotype.from_choices(space, _of_places(space, drawn))
+            known[key] = _of_places(space, drawn)
         found.append(known[key])
     return found
-
-
-def positive(rows: Rows, choices: Choices) -> Choices:
-    """Returns choices in which only the operations with a weight above 0 are left.
-
-    Args:
-        rows: The weights of one sample, (edges, ops) for each cell type.
-        choices: The operations that are open.
-    """
-    # In one piece, because the processor must wait for a GPU here.
-    found = iter(torch.cat([row.flatten() > 0 for row in rows.values()]).tolist())
-    kept = {
-        cell: [[next(found) for _ in range(row.shape[1])] for _ in range(row.shape[0])] for cell, row in rows.items()
-    }
-    return Choices(
-        tuple(
-            (cell, tuple(tuple(o for o in columns if kept[cell][e][o]) for e, columns in enumerate(edges)))
-            for cell, edges in choices.open
-        )
-    )
 
 
 def _of_places(space: SearchSpace, places: Collection[tuple[str, int, int]]) -> Choices:
