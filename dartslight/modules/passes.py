@@ -174,6 +174,7 @@ class Passes:
         """Returns the loss on a batch as a function of the operation weights of these names."""
 
         def loss(weights: Sequence[Tensor] | None) -> Tensor:
+            """Returns the loss at these weights; None for the supernet's own."""
             sample = self.architecture.sample(self.choices, self.progress, self.position)
             penalty = self.architecture.penalty(self.choices) if is_val else None
             if is_val and self.watch is not None:

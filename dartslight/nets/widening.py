@@ -37,6 +37,7 @@ def widen(new: nn.Module, old: nn.Module, generator: torch.Generator, optimizer:
         return drawn[narrow, wide]
 
     def widened(name: str, values: Tensor, shape: torch.Size, divide: bool) -> Tensor:
+        """Returns values with repeated channels, divided by how often where they weigh what is read, if asked to."""
         for dim, wide in enumerate(shape):
             narrow = values.shape[dim]
             if narrow == wide:
