@@ -11,16 +11,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentParser
 
 from dartslight.errors import InputError
 from dartslight.genotype import Genotype
 from dartslight.report.conclusion import write_conclusion
 from dartslight.run_folder import CONFIG, DECISIONS, GENOTYPE, LAST, RunFolder, write_whole
+from dartslight.selection import Budget, Rule
 from dartslight.selection.average import average
 from dartslight.selection.record import in_words, read_decisions, record
 from dartslight.selection.rule import Decision
@@ -52,7 +54,8 @@ def ensemble(words: Sequence[str]) -> None:
     level = given.until_margin or 0.0
     while True:
         decisions = _conclude(folder, [_member(folder, seed) for seed in seeds])
-        unclear = [d for d in decisions if d.margin is not None and d.margin < level * (d.noise or 0.0)]
+        # What has been given up for a budget has a negative margin without noise; no supernet would change that.
+        unclear = [d for d in decisions if d.margin is not None and d.noise is not None and d.margin < level * d.noise]
         if not unclear or len(seeds) >= given.max_supernets:
             break
         seeds.append(max(seeds) + 1)
@@ -156,8 +159,11 @@ def _conclude(folder: Path, members: Sequence[Path]) -> tuple[Decision, ...]:
             raise InputError(
                 f"The run {str(member)!r} has decided nothing; give all runs a --selection, and finish them first."
             )
-    space = find_space(_space_of(members[0]))
+    config = _config_of(members[0])
+    space = find_space(str(config["model"]["init_args"]["space"]))
     outcome = average(space, [read_decisions(member / DECISIONS) for member in members])
+    if (budget := _budget_of(config)) is not None:
+        outcome = budget.within(space, outcome, int(config.get("seed_everything") or 0))
     record_of = [record(decision, number, 0, 0.0) for number, decision in enumerate(outcome.decisions)]
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump({"average_of": [os.path.relpath(member, folder) for member in members]})
@@ -168,13 +174,22 @@ def _conclude(folder: Path, members: Sequence[Path]) -> tuple[Decision, ...]:
     return outcome.decisions
 
 
-def _space_of(member: Path) -> str:
-    """The search space that a run's configuration names."""
+def _config_of(member: Path) -> dict[str, Any]:
+    """A run's configuration, which names the search space."""
     try:
-        config: Any = yaml.safe_load((member / CONFIG).read_text(encoding="utf-8"))
-        return str(config["model"]["init_args"]["space"])
+        config: dict[str, Any] = yaml.safe_load((member / CONFIG).read_text(encoding="utf-8"))
+        config["model"]["init_args"]["space"]
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
         raise InputError(f"{str(member / CONFIG)!r} names no search space; give the folder of a search.") from None
+    return config
+
+
+def _budget_of(config: Mapping[str, Any]) -> Budget | None:
+    """The budget that a run was decided under, which holds for the average as well."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Rule, "selection")
+    rule = parser.instantiate(parser.parse_object({"selection": config["selection"]})).selection
+    return rule if isinstance(rule, Budget) else None
 
 
 def _take(option: str, words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from dartslight.callbacks.scores_file import ScoresFile, digest
 from dartslight.data import EvaluationBatches
 from dartslight.errors import InputError
 from dartslight.modules import SearchModule
-from dartslight.modules.devices import end_if_told, share_statistics
+from dartslight.modules.devices import end_if_told, on_first, share_statistics
 from dartslight.modules.sensitivities import sensitivity
 from dartslight.nets import Mixing, Supernet
 from dartslight.run_folder import by_first_device
@@ -221,6 +221,10 @@ class LiveSupernet:
     @functools.cached_property
     def _initial(self) -> Supernet:
         return self.module.initial_supernet(cast("Any", self.trainer).datamodule.num_classes)
+
+    def on_first(self, compute: Callable[[], Any]) -> Any:
+        """Returns on all devices what the first one computes while the others wait, such as a time."""
+        return on_first(self.trainer, compute)
 
     def log(self, name: str, value: float) -> None:
         """Writes a number into the metrics of this epoch."""

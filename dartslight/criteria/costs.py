@@ -38,6 +38,9 @@ class Cost(Criterion):
         check_least(0, target=target, coefficient=coefficient, warmup_steps=warmup_steps)
         self.target, self.coefficient, self.warmup_steps = target, coefficient, warmup_steps
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name}, target={self.target:g})"
+
     @property
     def name(self) -> str:
         """What it is called where it is logged."""

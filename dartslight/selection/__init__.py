@@ -1,5 +1,6 @@
 """Selection: how a trained supernet becomes one architecture."""
 
+from dartslight.selection.budget import Budget
 from dartslight.selection.curvature_stop import CurvatureStop
 from dartslight.selection.free import FreeDarts
 from dartslight.selection.greedy import Sgas
@@ -26,6 +27,7 @@ from dartslight.selection.staged import Staged
 from dartslight.selection.strongest import Magnitude, Random
 
 __all__ = [
+    "Budget",
     "Candidate",
     "CurvatureStop",
     "Decision",

@@ -48,7 +48,7 @@ def average(space: SearchSpace, members: Sequence[Sequence[Decision]]) -> Outcom
     choices, decisions = Choices.everything(space), []
     for cell in space.cells:
         of_cell = [[d for d in decided if d.cell == cell.name] for decided in members]
-        scores = _normalised([_operation_scores(cell, decided) for decided in of_cell])
+        scores = _normalised([operation_scores(cell, decided) for decided in of_cell])
         for e in choices.undecided(cell.name):
             own = {(e, o): values for (edge, o), values in scores.items() if edge == e}
             if not own:
@@ -72,13 +72,21 @@ def average(space: SearchSpace, members: Sequence[Sequence[Decision]]) -> Outcom
     return Outcome(choices, tuple(named))
 
 
-def _operation_scores(cell: Cell, decided: Sequence[Decision]) -> dict[tuple[int, int], float]:
-    """The score of each operation, by edge and column, that a supernet was decided with."""
+def operation_scores(cell: Cell, decided: Sequence[Decision]) -> dict[tuple[int, int], float]:
+    """Returns how much each operation is missed or weighs, by edge and column.
+
+    Args:
+        cell: The cell type.
+        decided: Its decisions.
+
+    Raises:
+        InputError: If a score is missing, or of a candidate that the cell does not have.
+    """
     found = {}
     for decision in decided:
         if decision.kind == "operation":
             for c, score in _scores(decision, decision.candidates):
-                e = _edge_of(cell, c)
+                e = edge_of(cell, c)
                 if c.op not in cell.edges[e].ops:
                     raise _foreign(cell, c)
                 found[e, cell.edges[e].ops.index(c.op)] = score
@@ -93,7 +101,7 @@ def _edge_scores(cell: Cell, node: int, decided: Sequence[Decision]) -> dict[int
             # One round after another; the first one has each edge once.
             edges = len({c.source for c in decision.candidates})
             for c, score in _scores(decision, decision.candidates[:edges]):
-                found[_edge_of(cell, c)] = score
+                found[edge_of(cell, c)] = score
     return found
 
 
@@ -113,7 +121,16 @@ def _known(score: float | None) -> float:
     return score
 
 
-def _edge_of(cell: Cell, candidate: Candidate) -> int:
+def edge_of(cell: Cell, candidate: Candidate) -> int:
+    """Returns the index of a candidate's edge.
+
+    Args:
+        cell: The cell type.
+        candidate: The candidate.
+
+    Raises:
+        InputError: If the cell has no such edge.
+    """
     places = [(edge.source, edge.node) for edge in cell.edges]
     if (candidate.source, candidate.node) not in places:
         raise _foreign(cell, candidate)

@@ -1,7 +1,7 @@
 """What every selection rule shares: what it is given, what it answers, when it is asked."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -278,6 +278,13 @@ class Supernet(Protocol):
             alphas: The raw mixing weights of each cell type, (edges, ops).
             choices: The operations that are open.
             seed: Seeds the pictures, where the score needs some, and whatever is random in the network.
+        """
+
+    def on_first(self, compute: Callable[[], Any]) -> Any:
+        """Returns on all devices what the first one computes while the others wait, such as a time.
+
+        Args:
+            compute: Computes it; tensors in it are on the CPU.
         """
 
     def log(self, name: str, value: float) -> None:
