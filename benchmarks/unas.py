@@ -16,6 +16,9 @@ chosen, its true latency and accuracy, against the best in the table under that 
 under it. As much again as the target above it counts 0.1, about as much as the operations of all edges together change
 the cross-entropy.
 
+Beside it stands what needs no such search: a budget (`dartslight.selection.Budget`) over the sensitivities of a
+supernet of DARTS with the settings of `benchmarks/study.py`; one search of each seed serves all devices and targets.
+
 The second part compares the three estimators without a latency, and how much of their gradients is chance: the variance
 over 16 draws for the same pictures, added up over all parameters, as a mean over the epochs that teach them.
 
@@ -38,20 +41,21 @@ from study import SETTING, true_accuracies
 if TYPE_CHECKING:  # torch takes seconds to import, which --list need not wait for
     from dartslight.genotype import Genotype
 
-SEEDS = (0, 1, 2)
+SEEDS, MOBILE_SEEDS = (0, 1, 2), (0, 1)
 TARGETS = {"raspi4": (15.0, 25.0, 35.0), "2080ti_1": (6.5, 7.5, 9.0)}
 """Milliseconds by the name of the device in the table."""
 
 ESTIMATORS = ("GumbelSoftmax", "Reinforce", "Rebar")
 TERMS = ("without the latency", "with the latency")
-_STRATEGIES, _CRITERIA = "dartslight.strategies", "dartslight.criteria"
+_STRATEGIES, _CRITERIA, _RULES = "dartslight.strategies", "dartslight.criteria", "dartslight.selection"
 
 RUNS: list[tuple[str, float | str, int]] = [
     *((device, target, seed) for device, targets in TARGETS.items() for target in targets for seed in SEEDS),
     *(("estimator", estimator, seed) for estimator in ESTIMATORS for seed in SEEDS),
-    *(("mobile", term, seed) for term in TERMS for seed in SEEDS),
+    *(("mobile", term, seed) for term in TERMS for seed in MOBILE_SEEDS),
+    *(("budget", "sensitivity", seed) for seed in SEEDS),
 ]
-"""A device, a target in milliseconds and a seed; or the words estimator or mobile, which one, and a seed."""
+"""A device, a target in milliseconds and a seed; or the words estimator, mobile or budget, which one, and a seed."""
 
 SEARCH: dict[str, Any] = {
     "relaxation": {"class_path": f"{_STRATEGIES}.Sampled", "init_args": {"per_batch": True}},
@@ -103,6 +107,8 @@ def take(index: int, folder: Path, given: Any) -> list[dict[str, Any]]:
     kind, what, seed = RUNS[index]
     if kind == "mobile":
         return [take_mobile(str(what), seed, folder, given)]
+    if kind == "budget":
+        return take_budgets(seed, folder, given)
     config = config_of(kind, what, seed, given.latency)
     config["data"]["init_args"] |= {"root": given.data, "cache_dir": str(folder.parent / "cache")}
     version, seconds = decide("fit", config, folder)
@@ -122,6 +128,32 @@ def take(index: int, folder: Path, given: Any) -> list[dict[str, Any]]:
         "seconds": seconds,
     }
     return [row]
+
+
+def take_budgets(seed: int, folder: Path, given: Any) -> list[dict[str, Any]]:
+    """Searches once by DARTS and decides under every target of every device."""
+    from dartslight.benchmarks import Table
+    from dartslight.genotype import Genotype
+
+    config: dict[str, Any] = json.loads(json.dumps(SETTING))
+    config["seed_everything"] = seed
+    config["data"]["init_args"] |= {"root": given.data, "cache_dir": str(folder.parent / "cache")}
+    search, _ = decide("fit", config, folder / "search")
+    accuracies, latencies, rows = Table.read(given.table), Table.read(given.latency), []
+    for device, targets in TARGETS.items():
+        for target in targets:
+            rule = {"class_path": f"{_RULES}.Sensitivity", "init_args": {"source": "search"}}
+            cost = {"table": given.latency, "column": device, "target": target}
+            settings = {"rule": rule, "cost": {"class_path": f"{_CRITERIA}.TableCost", "init_args": cost}}
+            selection = {"selection": {"class_path": f"{_RULES}.Budget", "init_args": settings}}
+            supernet = f"--supernet={search / 'checkpoints' / 'last.ckpt'}"
+            version, seconds = decide("select", selection, folder / f"{device}_{target}", supernet)
+            arch = Genotype.load(version / "genotype.json").to_nasbench201()
+            ten, hundred = true_accuracies(accuracies, arch)
+            row = {"kind": "budget", "what": device, "target": target, "seed": seed, "arch": arch}
+            row |= {"cifar10": ten, "cifar100": hundred, device: latencies.value(arch, device), "seconds": seconds}
+            rows.append(row)
+    return rows
 
 
 MOBILE: dict[str, Any] = {"num_cells": 9, "init_channels": 4}
@@ -219,32 +251,37 @@ def _under_targets(rows: Sequence[dict[str, Any]], given: Any) -> list[str]:
 
     accuracies, latencies = Table.read(given.table), Table.read(given.latency)
     lines = [
-        "| device | target | seeds | latency drawn in the last epoch | latency chosen | under the target | CIFAR-10 | "
-        "best under the target | random under the target |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| device | target | search | seeds | latency drawn in the last epoch | latency chosen | under the target | "
+        "CIFAR-10 | best under the target | random under the target |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for device, targets in TARGETS.items():
         for target in targets:
-            own = [row for row in rows if (row["kind"], row["what"]) == (device, target)]
-            if not own:
-                continue
             under = [
                 accuracies.value(arch, "cifar10_test")
                 for arch, i in latencies.rows.items()
                 if latencies.columns[device][i] <= target
             ]
-            cells = [
-                device,
-                f"{target:g} ms",
-                str(len(own)),
-                spread([row["expected"] for row in own]),
-                spread([row[device] for row in own]),
-                f"{sum(row[device] <= target for row in own)} of {len(own)}",
-                spread([row["cifar10"] for row in own]),
-                f"{max(under):.2f}",
-                spread(under),
+            unas = [row for row in rows if (row["kind"], row["what"]) == (device, target)]
+            budget = [
+                row for row in rows if (row["kind"], row["what"], row.get("target")) == ("budget", device, target)
             ]
-            lines.append("| " + " | ".join(cells) + " |")
+            for search, own in (("UNAS", unas), ("DARTS, budget", budget)):
+                if not own:
+                    continue
+                cells = [
+                    device,
+                    f"{target:g} ms",
+                    search,
+                    str(len(own)),
+                    spread([row["expected"] for row in own]) if search == "UNAS" else "",
+                    spread([row[device] for row in own]),
+                    f"{sum(row[device] <= target for row in own)} of {len(own)}",
+                    spread([row["cifar10"] for row in own]),
+                    f"{max(under):.2f}",
+                    spread(under),
+                ]
+                lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
@@ -266,16 +303,22 @@ def _estimators(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _mobile(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Returns the table of the third part."""
     lines = [
-        "| search | seeds | random networks | target | drawn in the first epoch | in the last | chosen | accuracy of "
-        "the supernet |",
-        "|---|---|---|---|---|---|---|---|",
+        "| search | seeds | target | drawn by epoch | after the search: random networks | drawn | drawn / target | "
+        "chosen | accuracy of the supernet |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for term in TERMS:
         own = [row for row in rows if (row["kind"], row["what"]) == ("mobile", term)]
         if own:
-            times = [spread([row[key] for row in own]) for key in ("usual", "target", "first", "expected", "chosen")]
-            accuracy = spread([100 * row["accuracy"] for row in own])
-            lines.append("| " + " | ".join([term, str(len(own)), *times, accuracy]) + " |")
+            by_epoch = [
+                [d for d in epoch if d is not None] for epoch in zip(*(r["by_epoch"] for r in own), strict=True)
+            ]
+            means = ", ".join(f"{statistics.mean(epoch):.1f}" for epoch in by_epoch if epoch)
+            cells = [term, str(len(own)), spread([row["target"] for row in own]), means]
+            cells += [spread([row[key] for row in own]) for key in ("usual", "drawn")]
+            cells += [spread([row["drawn"] / row["target"] for row in own]), spread([row["chosen"] for row in own])]
+            cells.append(spread([100 * row["accuracy"] for row in own]))
+            lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 

@@ -1,5 +1,6 @@
 """One-shot rules: what leave-one-out and sensitivity compute, what follows from it, and whole runs with them."""
 
+import copy
 import csv
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from dartslight.cli import main
 from dartslight.errors import InputError
 from dartslight.genotype import Genotype
-from dartslight.modules.sensitivities import sensitivity
+from dartslight.modules.sensitivities import SeenSensitivities, sensitivity
+from dartslight.modules.timetable import Stage, Timetable
 from dartslight.selection import (
     Evaluation,
     LeaveOneOut,
@@ -156,12 +158,51 @@ def test_sensitivity_is_that_of_the_loss_to_the_mixing_weights() -> None:
 @pytest.mark.parametrize(("gradient", "sees"), [(FiniteDifference(), True), (Fixed(), False)])
 def test_which_searches_see_sensitivities(gradient: Any, sees: bool) -> None:
     assert search("nasbench201", gradient=gradient).search_plan(is_over=False).sees is sees
-    early = search("nasbench201", epochs=10, epoch=4)
+    early = search("nasbench201", epochs=10, epoch=4, sensitivity_epochs=3)
     problem = problem_of(early, {"train": batch_of(4), "val": batch_of(4, seed=1)})
     early.gradient(problem)
     assert early._seen.of_step(1.0) == []  # only the last three epochs count
     assert not search("nasbench201", sensitivity_epochs=0).search_plan(is_over=False).sees
     assert not search("nasbench201", epochs=10, alpha_warmup_epochs=10).search_plan(is_over=False).sees
+
+
+def test_which_epochs_are_kept() -> None:
+    def kept(stages: int, count: int | None) -> list[int]:
+        timetable = Timetable([Stage(3)] * stages, 12)
+        return [epoch for epoch in range(15) if timetable.is_among_last(epoch, count)]
+
+    assert (kept(1, None), kept(1, 2), kept(1, 0)) == (list(range(12)), [10, 11], [])
+    # The supernet that is decided is that of the last stage.
+    assert (kept(3, None), kept(3, 2), kept(3, 9)) == ([8, 9, 10, 11], [10, 11], [8, 9, 10, 11])
+
+
+def test_a_long_search_keeps_few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dartslight.modules.sensitivities._MOST", 8)
+    steps = [[torch.full((6, 6), float(i), dtype=torch.float64)] for i in range(37)]
+    seen, stopped = SeenSensitivities({"cell": 5}), SeenSensitivities({"cell": 5})
+    for i, step in enumerate(steps):
+        seen.add(step)
+        # A run that goes on in the middle of a sample is the same run.
+        other = SeenSensitivities({"cell": 5})
+        other.load(copy.deepcopy(stopped.state()) if i else {"samples": {}, "begun": [], "steps": 1})
+        other.add(step)
+        stopped = other
+    assert (seen.steps, len(seen.samples()["cell"])) == (8, 4)
+    assert [float(s[0, 0]) for s in seen.samples()["cell"]] == [3.5, 11.5, 19.5, 27.5]
+    for one in (seen, stopped):
+        one.add([])
+        for i in range(3):
+            one.add([torch.full((6, 6), 100.0 + i, dtype=torch.float64)])
+        assert float(one.samples()["cell"][4, 0, 0]) == pytest.approx((32 + 33 + 34 + 35 + 36 + 303) / 8)
+    assert stopped.state()["samples"]["cell"].equal(seen.state()["samples"]["cell"])
+
+
+def test_what_a_checkpoint_held_is_brought_to_the_device() -> None:
+    seen = SeenSensitivities({"cell": 5})
+    seen.load({"samples": {"cell": torch.ones(3, 6, 6)}, "begun": [[torch.ones(6, 6)]], "steps": 2})
+    seen.add([torch.ones(6, 6, device="meta")])
+    assert {sample.device.type for sample in seen._samples["cell"]} == {"meta"}
+    assert len(seen._samples["cell"]) == 4
 
 
 @pytest.mark.usefixtures("float64")

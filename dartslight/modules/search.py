@@ -100,8 +100,8 @@ class SearchModule(LightningModule):
         reference_batch_size: Pictures in the batches of all devices together that the learning rates of the search are
             meant for (UNAS: 64); other batches scale all of them by their share of it. Null never scales them.
         alpha_warmup_epochs: Epochs at the start of each stage in which the architecture parameters stay as they are.
-        sensitivity_epochs: Epochs at the end of the search whose architecture steps keep the sensitivity of their loss
-            to each mixing weight, for the rule Sensitivity.
+        sensitivity_epochs: Epochs at the end of the last stage whose architecture steps keep the sensitivity of their
+            loss to each mixing weight, for the rule Sensitivity; null for the whole stage.
         track_statistics: Whether batch normalisations keep running statistics and use them in evaluation; without them
             evaluation uses the statistics of each batch.
         checkpoint_cells: Whether a step keeps only what goes in and out of each cell and computes the cell again for
@@ -141,7 +141,7 @@ class SearchModule(LightningModule):
         alpha_init_std: float = 1e-3,
         reference_batch_size: int | None = None,
         alpha_warmup_epochs: int = 0,
-        sensitivity_epochs: int = 3,
+        sensitivity_epochs: int | None = None,
         track_statistics: bool = True,
         checkpoint_cells: bool = False,
         compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None,
@@ -305,7 +305,7 @@ class SearchModule(LightningModule):
             is_over: Whether it ended before this run.
         """
         timetable = self.timetable
-        last = range(max(0, timetable.epochs - self.sensitivity_epochs), timetable.epochs)
+        seen = [e for e in range(timetable.epochs) if timetable.is_among_last(e, self.sensitivity_epochs)]
         return SearchPlan(
             space=self.space,
             epochs=timetable.epochs,
@@ -314,7 +314,7 @@ class SearchModule(LightningModule):
             untaught=timetable.untaught,
             is_over=is_over,
             draws_inputs=self.relaxation.draws_inputs,
-            sees=self.gradient.learns and not self.gradient.draws and any(timetable.teaches(epoch) for epoch in last),
+            sees=self.gradient.learns and not self.gradient.draws and any(map(timetable.teaches, seen)),
         )
 
     @property
@@ -342,7 +342,8 @@ class SearchModule(LightningModule):
             raise InputError(
                 "The search has ended before its last epochs, which see sensitivities; give source: validation."
             )
-        return Sensitivities(samples, cast("Any", self.trainer).datamodule.batch_size * self.trainer.world_size)
+        pictures = cast("Any", self.trainer).datamodule.batch_size * self.trainer.world_size
+        return Sensitivities(samples, pictures * self._seen.steps)
 
     def mixing(self, choices: Choices, epochs: int | None = None) -> Mixing:
         """Returns the mixing weights that the supernet is measured and decided with.
@@ -578,7 +579,7 @@ class SearchModule(LightningModule):
             "search_epochs": self.search_epochs,
             "epochs": cast("Any", self.trainer.fit_loop.epoch_progress.current).processed,
         }
-        checkpoint[_SENSITIVITIES] = self._seen.samples()
+        checkpoint[_SENSITIVITIES] = self._seen.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores what has been decided.

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from dartslight.nets import Mixing
 
+_MOST = 2048  # samples, an even number
+
 
 def sensitivity(mixing: Tensor, gradient: Tensor, num_ops: int) -> Tensor:
     """Returns abs(w * dL/dw) of the operations of each edge and of the edge as a whole, (edges, ops + 1).
@@ -23,7 +25,10 @@ def sensitivity(mixing: Tensor, gradient: Tensor, num_ops: int) -> Tensor:
 
 
 class SeenSensitivities:
-    """Keeps the sensitivities of the architecture steps of a search's last epochs, one sample a step.
+    """Keeps the sensitivities of the architecture steps of a search, so that a rule can decide by them for nothing.
+
+    A sample is that of one step or, in a search so long that there would be too many, the mean of 2, 4, 8, … steps in
+    a row; steps that do not fill a last such sample are left out.
 
     Args:
         num_ops: Number of operations of an edge of each cell type.
@@ -33,6 +38,9 @@ class SeenSensitivities:
         self.num_ops = dict(num_ops)
         self._of_step: dict[str, Tensor] = {}
         self._samples: dict[str, list[Tensor]] = {cell: [] for cell in self.num_ops}
+        self._begun: list[list[Tensor]] = []  # steps of the next sample
+        self.steps = 1
+        """How many steps a sample is the mean of."""
 
     def watch(self, mixing: Mixing) -> None:
         """Asks for the derivative by the mixing weights of a pass that is about to be differentiated."""
@@ -54,14 +62,37 @@ class SeenSensitivities:
         return seen
 
     def add(self, means: Sequence[Tensor]) -> None:
-        """Keeps a sample, which is the mean over all devices."""
-        for samples, mean in zip(self._samples.values(), means, strict=False):
-            samples.append(mean)
+        """Keeps what a step has shown, which is the mean over all devices, or nothing."""
+        if not means:
+            return
+        self._move(means[0].device)
+        self._begun.append(list(means))
+        if len(self._begun) < self.steps:
+            return
+        for samples, found in zip(self._samples.values(), zip(*self._begun, strict=True), strict=True):
+            samples.append(torch.stack(found).mean(dim=0))
+        self._begun = []
+        if all(len(samples) == _MOST for samples in self._samples.values()):
+            for samples in self._samples.values():
+                samples[:] = [(a + b) / 2 for a, b in zip(samples[::2], samples[1::2], strict=True)]
+            self.steps *= 2
+
+    def _move(self, device: torch.device) -> None:
+        """Brings what a checkpoint held, which is on the CPU, to where steps are taken."""
+        for kept in (*self._samples.values(), *self._begun):
+            if kept and kept[0].device != device:
+                kept[:] = [tensor.to(device) for tensor in kept]
 
     def samples(self) -> dict[str, Tensor]:
-        """Returns all samples, (steps, edges, ops + 1) for each cell type."""
+        """Returns all samples, (samples, edges, ops + 1) for each cell type."""
         return {cell: torch.stack(found).cpu() for cell, found in self._samples.items() if found}
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Takes the samples of a checkpoint."""
-        self._samples = {cell: list(state.get(cell, ())) for cell in self.num_ops}
+    def state(self) -> dict[str, Any]:
+        """Returns what a checkpoint keeps."""
+        begun = [[mean.cpu() for mean in means] for means in self._begun]
+        return {"samples": self.samples(), "begun": begun, "steps": self.steps}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Takes what a checkpoint has kept."""
+        self._samples = {cell: list(state["samples"].get(cell, ())) for cell in self.num_ops}
+        self._begun, self.steps = [list(means) for means in state["begun"]], state["steps"]

@@ -101,8 +101,9 @@ class Timetable:
         """Returns whether architecture parameters that learn at all do so in an epoch of the search."""
         return self.place(epoch) >= self.alpha_warmup_epochs
 
-    def is_among_last(self, epoch: int, count: int) -> bool:
-        """Returns whether an epoch is one of the last ones of the search."""
+    def is_among_last(self, epoch: int, count: int | None) -> bool:
+        """Returns whether an epoch is one of the last ones of the last stage, of which None means all."""
+        count = self.length if count is None else min(count, self.length)
         return self.epochs - count <= epoch < self.epochs
 
     @property

@@ -275,7 +275,8 @@ def _decision(number: int, taken: Taken) -> dict[str, Any]:
     ]
     margin = ""
     if decision.margin is not None:
-        margin = f"leads by {decision.margin:.4g}" + (
+        # Under a budget a weaker candidate may be kept.
+        margin = f"{'leads by' if decision.margin >= 0 else 'gives up'} {abs(decision.margin):.4g}" + (
             f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{decision.noise:.2g}" if decision.noise else ""
         )
     return {
