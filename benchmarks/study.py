@@ -17,7 +17,11 @@ and FairDARTS no threshold, which a space that keeps all edges does not know. P-
 cells.
 
 The second part compares selections: twelve seeds of DARTS, numbered from 100, each decided by every rule, and by the
-scores of three supernets averaged (disjoint triples of seeds in order).
+scores of three supernets averaged (disjoint triples of seeds in order). What is seen in the search is that of its last
+three epochs.
+
+The third part asks whether sensitivities of the whole search decide better than those of its last epochs. That was
+found on the seeds 200 to 205; here are twelve more, numbered from 300.
 """
 
 import itertools
@@ -35,6 +39,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, which --list need not wait f
 
 SEEDS = (0, 1, 2, 3)
 RULE_SEEDS = tuple(range(100, 112))
+WHOLE_SEEDS = tuple(range(300, 312))
 _STRATEGIES, _RULES = "dartslight.strategies", "dartslight.selection"
 
 SETTING: dict[str, Any] = {
@@ -120,6 +125,13 @@ ONE_SHOT: dict[str, dict[str, Any]] = {
 }
 """What decides it as well in the second part."""
 
+WHOLE: dict[str, dict[str, Any]] = {
+    "magnitude": SELECTIONS["magnitude"],
+    "sensitivity": ONE_SHOT["sensitivity"],
+    "sensitivity, seen in the whole search": ONE_SHOT["sensitivity, seen in the search"],
+}
+"""What decides it in the third part."""
+
 ON_THE_WAY: dict[str, dict[str, Any]] = {
     "SGAS": _of(_RULES, "Sgas", warmup_epochs=3, interval=1),
     "SGAS+PT": _of(
@@ -137,7 +149,7 @@ ON_THE_WAY: dict[str, dict[str, Any]] = {
 
 RUNS = [
     *((name, seed) for name in dict.fromkeys((*STRATEGIES, *ON_THE_WAY)) for seed in SEEDS),
-    *(("DARTS", seed) for seed in RULE_SEEDS),
+    *(("DARTS", seed) for seed in (*RULE_SEEDS, *WHOLE_SEEDS)),
 ]
 
 
@@ -161,7 +173,7 @@ def run(index: int, folder: Path, given: Any) -> list[dict[str, Any]]:
         ten, hundred = true_accuracies(table, arch)
         row = {"strategy": strategy, "selection": selection, "seed": seed, "arch": arch}
         row |= {"cifar10": ten, "cifar100": hundred, "seconds": seconds}
-        found.append(row | ({"scores": scores_of(version)} if seed in RULE_SEEDS else {}))
+        found.append(row | ({"scores": scores_of(version)} if seed in (*RULE_SEEDS, *WHOLE_SEEDS) else {}))
     return found
 
 
@@ -187,6 +199,7 @@ def decided(strategy: str, seed: int, folder: Path, data: str) -> list[tuple[str
     config = json.loads(json.dumps(SETTING))
     config["seed_everything"] = seed
     config["model"]["init_args"] |= STRATEGIES.get(strategy, {})
+    config["model"]["init_args"]["sensitivity_epochs"] = None if seed in WHOLE_SEEDS else 3
     config["data"]["init_args"] |= {"root": data, "cache_dir": str(folder.parent / "cache")}
     if strategy in ON_THE_WAY:
         return [(strategy, *decide("fit", {**config, "selection": ON_THE_WAY[strategy]}, folder / "fit"))]
@@ -194,7 +207,7 @@ def decided(strategy: str, seed: int, folder: Path, data: str) -> list[tuple[str
     decide("fit", config, folder / "search")
     learns = strategy != "blank"
     rules = {name: rule for name, rule in SELECTIONS.items() if learns or name.startswith("perturbation")}
-    rules |= ONE_SHOT if seed in RULE_SEEDS else {}
+    rules = WHOLE if seed in WHOLE_SEEDS else rules | (ONE_SHOT if seed in RULE_SEEDS else {})
     return [
         (name, *decide("select", {"selection": rule}, folder / str(i), f"--supernet={last}"))
         for i, (name, rule) in enumerate(rules.items())
@@ -211,16 +224,17 @@ def report(rows: Sequence[dict[str, Any]], given: Any) -> str:
     table = Table.read(given.table)
     names = list(dict.fromkeys(name for name, _ in RUNS))
     rows = sorted(rows, key=lambda row: (names.index(row["strategy"]), row["seed"]))
-    parts = [[row for row in rows if row["seed"] in seeds] for seeds in (SEEDS, RULE_SEEDS)]
+    parts = [[row for row in rows if row["seed"] in seeds] for seeds in (SEEDS, RULE_SEEDS, WHOLE_SEEDS)]
     texts = [
         compared(parts[0]),
-        averaged(parts[1], table),
+        averaged(parts[1], RULE_SEEDS, table),
+        averaged(parts[2], WHOLE_SEEDS, table),
         "Without a search (CIFAR-10 / CIFAR-100): " + controls(table),
     ]
     return "\n\n".join(text for text in texts if text)
 
 
-def averaged(rows: Sequence[dict[str, Any]], table: "Table") -> str:
+def averaged(rows: Sequence[dict[str, Any]], seeds: Sequence[int], table: "Table") -> str:
     """Returns every rule on single supernets, and on the averaged scores of three, as Markdown."""
     from dartslight.genotype import Genotype
     from dartslight.selection.average import average
@@ -236,7 +250,7 @@ def averaged(rows: Sequence[dict[str, Any]], table: "Table") -> str:
     for row in rows:
         by_rule.setdefault(row["selection"], {})[row["seed"]] = row
     for selection, own in by_rule.items():
-        triples = [t for t in zip(*[iter(RULE_SEEDS)] * 3, strict=True) if own.keys() >= set(t)]
+        triples = [t for t in zip(*[iter(seeds)] * 3, strict=True) if own.keys() >= set(t)]
         found = []
         for triple in triples:
             outcome = average(NASBENCH201, [decisions_of(own[seed]["scores"]) for seed in triple])

@@ -2,8 +2,8 @@
 
     python docs/selection.py --table nasbench201.csv.gz [--out docs/study]
 
-Made from the finished runs of the second part of `benchmarks/study.py`: for each number of supernets the mean and the
-standard deviation of the true accuracy over up to 200 groups of them.
+Made from the finished runs of the second part of `benchmarks/study.py`, and for the whole search of the third: for each
+number of supernets the mean and the standard deviation of the true accuracy over up to 200 groups of them.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from study import RULE_SEEDS, decisions_of, true_accuracies  # noqa: E402
+from study import RULE_SEEDS, WHOLE_SEEDS, decisions_of, true_accuracies  # noqa: E402
 
 from dartslight.benchmarks import Table  # noqa: E402
 from dartslight.genotype import Genotype  # noqa: E402
@@ -31,8 +31,10 @@ RULES = {
     "perturbation, paired": "#56b4e9",
     "leave-one-out, loss": "#009e73",
     "sensitivity": "#0072b2",
-    "sensitivity, seen in the search": "#222222",
+    "sensitivity, seen in the search": "#777777",
+    "sensitivity, seen in the whole search": "#000000",
 }
+WHOLE = "sensitivity, seen in the whole search"
 GROUPS = 200
 
 
@@ -44,10 +46,11 @@ def main() -> None:
     given = parser.parse_args()
     table = Table.read(given.table)
     scores: dict[str, list[list[list[object]]]] = {}
-    for seed in RULE_SEEDS:
+    for seed in (*RULE_SEEDS, *WHOLE_SEEDS):
         path = Path(given.out) / "rows" / f"DARTS_seed_{seed}.json"
         for row in json.loads(path.read_text()) if path.exists() else []:
-            scores.setdefault(row["selection"], []).append(row["scores"])
+            if seed in RULE_SEEDS or row["selection"] == WHOLE:
+                scores.setdefault(row["selection"], []).append(row["scores"])
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     whole, near = figure.subplots(1, 2)
     rng = np.random.default_rng(0)
