@@ -141,7 +141,7 @@ class SearchModule(LightningModule):
         alpha_init_std: float = 1e-3,
         reference_batch_size: int | None = None,
         alpha_warmup_epochs: int = 0,
-        sensitivity_epochs: int | None = None,
+        sensitivity_epochs: int | None = 3,
         track_statistics: bool = True,
         checkpoint_cells: bool = False,
         compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None,
