@@ -137,6 +137,7 @@ def take_budgets(seed: int, folder: Path, given: Any) -> list[dict[str, Any]]:
 
     config: dict[str, Any] = json.loads(json.dumps(SETTING))
     config["seed_everything"] = seed
+    config["model"]["init_args"]["sensitivity_epochs"] = None
     config["data"]["init_args"] |= {"root": given.data, "cache_dir": str(folder.parent / "cache")}
     search, _ = decide("fit", config, folder / "search")
     accuracies, latencies, rows = Table.read(given.table), Table.read(given.latency), []
