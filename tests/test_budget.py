@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from children import start_devices, succeed
 from test_one_shot import Weighed
 from test_strategies_in_training import QUICK, newest
 
@@ -240,3 +241,15 @@ def test_a_table_of_another_space_is_refused(tmp_path: Path, capfd: pytest.Captu
     words = ["fit", *QUICK, "--model.space=darts", "--model.num_cells=3", *budget(tmp_path, 1)]
     assert main([*words, f"--trainer.default_root_dir={tmp_path / 'runs'}"]) == 2
     assert "TableCost looks architectures of the space 'nasbench201' up" in capfd.readouterr().err
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("target", [1, 0])
+def test_the_first_device_measures_for_all(tmp_path: Path, forks: Any, target: int) -> None:
+    words = ["fit", *QUICK, f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu"]
+    words += ["--trainer.devices=2", "--data.batch_size=8", "--model.space=nasbench201", f"--selection={RULE}.Budget"]
+    words += [f"--selection.rule={RULE}.LeaveOneOut", "--selection.cost=ddp_probe.OnFirst"]
+    succeed(start_devices(forks, 2, tmp_path, main, [*words, f"--selection.cost.target={target}"]))
+    assert convolutions(newest(tmp_path)) <= target
+    said = [(tmp_path / f"log_2_{rank}").read_text().count("Budget: OnFirst may be") for rank in range(2)]
+    assert said == [1, 0]
