@@ -54,8 +54,7 @@ def ensemble(words: Sequence[str]) -> None:
     level = given.until_margin or 0.0
     while True:
         decisions = _conclude(folder, [_member(folder, seed) for seed in seeds])
-        # What has been given up for a budget has a negative margin without noise; no supernet would change that.
-        unclear = [d for d in decisions if d.margin is not None and d.noise is not None and d.margin < level * d.noise]
+        unclear = [d for d in decisions if d.margin is not None and d.margin < level * (d.noise or 0.0)]
         if not unclear or len(seeds) >= given.max_supernets:
             break
         seeds.append(max(seeds) + 1)
@@ -153,7 +152,7 @@ def _run(words: Sequence[str]) -> None:
 
 
 def _conclude(folder: Path, members: Sequence[Path]) -> tuple[Decision, ...]:
-    """Averages the scores of the runs and writes what follows."""
+    """Averages the scores of the runs, writes what follows, and returns the decisions but for a budget."""
     for member in members:
         if not (member / DECISIONS).exists():
             raise InputError(
@@ -161,9 +160,9 @@ def _conclude(folder: Path, members: Sequence[Path]) -> tuple[Decision, ...]:
             )
     config = _config_of(members[0])
     space = find_space(str(config["model"]["init_args"]["space"]))
-    outcome = average(space, [read_decisions(member / DECISIONS) for member in members])
-    if (budget := _budget_of(config)) is not None:
-        outcome = budget.within(space, outcome, int(config.get("seed_everything") or 0))
+    averaged = average(space, [read_decisions(member / DECISIONS) for member in members])
+    budget = _budget_of(config)
+    outcome = averaged if budget is None else budget.within(space, averaged, int(config.get("seed_everything") or 0))
     record_of = [record(decision, number, 0, 0.0) for number, decision in enumerate(outcome.decisions)]
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump({"average_of": [os.path.relpath(member, folder) for member in members]})
@@ -171,7 +170,7 @@ def _conclude(folder: Path, members: Sequence[Path]) -> tuple[Decision, ...]:
     genotype = Genotype.from_choices(space, outcome.choices)
     write_conclusion(folder, genotype, record_of)
     print(f"\n{in_words(genotype, record_of)}\n")
-    return outcome.decisions
+    return averaged.decisions
 
 
 def _config_of(member: Path) -> dict[str, Any]:
@@ -186,10 +185,16 @@ def _config_of(member: Path) -> dict[str, Any]:
 
 def _budget_of(config: Mapping[str, Any]) -> Budget | None:
     """The budget that a run was decided under, which holds for the average as well."""
+    selection = config["selection"]
+    if str(selection["class_path"]).rpartition(".")[2] != Budget.__name__:
+        return None
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Rule, "selection")
-    rule = parser.instantiate(parser.parse_object({"selection": config["selection"]})).selection
-    return rule if isinstance(rule, Budget) else None
+    try:
+        budget: Budget = parser.instantiate(parser.parse_object({"selection": selection})).selection
+    except (argparse.ArgumentError, ValueError, TypeError) as error:
+        raise InputError(f"The budget of the runs cannot be made again: {error}; give it as it was.") from None
+    return budget
 
 
 def _take(option: str, words: Sequence[str]) -> tuple[list[str], list[str]]:

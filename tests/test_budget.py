@@ -15,7 +15,7 @@ from test_strategies_in_training import QUICK, newest
 
 from dartslight.benchmarks import Table
 from dartslight.cli import main
-from dartslight.criteria import Cost, TableCost
+from dartslight.criteria import Cost, MultiplyAdds, TableCost
 from dartslight.errors import InputError
 from dartslight.genotype import Genotype
 from dartslight.selection import Budget, FreeDarts, LeaveOneOut, Magnitude, Perturbation, SearchPlan, Sensitivity
@@ -152,6 +152,42 @@ def test_what_does_not_add_up_is_measured_itself() -> None:
         assert worth(supernet, outcome.choices) == pytest.approx(best)
 
 
+def test_an_affordable_architecture_is_never_refused() -> None:
+    """Where costs rise faster than the sum of prices the search begins among what is too dear."""
+
+    class Convex(Priced):
+        def measure(self, genotype: Genotype) -> float:
+            return super().measure(genotype) ** 2
+
+    supernet = Alone(SPACES["darts"], lambda v: 0.0)
+    usual = Convex(supernet.space, 0.0)
+    dearest = usual.measure(Genotype.from_choices(supernet.space, Sensitivity().decide(supernet, 0, 0).choices))
+    sums = []
+    for share in (0.2, 0.4, 0.6, 0.8):
+        cost = Convex(supernet.space, share * dearest)
+        outcome = Budget(Sensitivity(), cost).decide(supernet, 0, 0)
+        assert cost.measure(Genotype.from_choices(supernet.space, outcome.choices)) <= share * dearest
+        assert cost.calls < 1000
+        sums.append(worth(supernet, outcome.choices))
+    best = exact(supernet, usual, Sensitivity().decide(supernet, 0, 0).choices)
+    for share, found in zip((0.2, 0.4, 0.6, 0.8), sums, strict=True):
+        assert found >= 0.9 * max(v for c, v in best.items() if c**2 <= share * dearest)
+
+
+@pytest.mark.parametrize("space", ["nasbench201", "darts", "mobile_small"])
+def test_the_average_of_one_supernet_is_that_supernet(space: str) -> None:
+    """All scores of a supernet are divided by one number, or cell types would be weighed anew."""
+    supernet = Alone(SPACES[space], lambda v: 0.0)
+    for own in list(supernet.worth.values())[::2]:
+        own.mul_(10)
+    usual = Sensitivity().decide(supernet, 0, 0)
+    target = Priced(supernet.space, 0.0).measure(Genotype.from_choices(supernet.space, usual.choices)) / 2
+    budget = Budget(Sensitivity(), Priced(supernet.space, target))
+    alone = budget.within(supernet.space, usual, 0)
+    together = budget.within(supernet.space, average(supernet.space, [usual.decisions]), 0)
+    assert together.choices == alone.choices != usual.choices
+
+
 @needs_data
 def test_a_table_of_latencies_is_kept_to() -> None:
     table, supernet = Table.read(LATENCY), Alone(SPACE, lambda v: 0.0)
@@ -167,6 +203,10 @@ def test_what_cannot_be_is_refused() -> None:
         Budget(Sensitivity(), Priced(SPACE, 1.0)).decide(supernet, 0, 0)
     with pytest.raises(InputError, match="FreeDarts needs none; give a rule such as Sensitivity"):
         Budget(FreeDarts(), Priced(SPACE, 1.0))
+    with pytest.raises(InputError, match="would forget that of a Budget as its rule"):
+        Budget(Budget(Sensitivity(), Priced(SPACE, 1.0)), Priced(SPACE, 1.0))
+    with pytest.raises(InputError, match="Magnitude decides slots of nodes"):
+        Budget(Magnitude(), Priced(SPACE, 1.0)).schedule(SearchPlan(SPACES["unas"], 4, draws_inputs=True))
     with pytest.raises(InputError, match="cost_samples is 3"):
         Budget(Sensitivity(), Priced(SPACE, 1.0), cost_samples=3)
     with pytest.raises(InputError, match=r"Perturbation decides in \d+ steps; give a rule that decides in one"):
@@ -174,6 +214,15 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(InputError, match="the rule has scored none"):
         Budget(Magnitude(), Priced(SPACE, 1.0)).within(SPACE, decided_without_scores(), 0)
     assert Budget(Magnitude(), Priced(SPACE, 1.0)).schedule(SearchPlan(SPACE, 4)).points == (4,)
+    # What can be afforded needs no scores.
+    assert Budget(Magnitude(), Priced(SPACE, 1e9)).within(SPACE, decided_without_scores(), 0).choices
+
+
+def test_two_costs_are_told_apart() -> None:
+    """A run goes on with the cost that it began with."""
+    small, large = MultiplyAdds(3, 8, 5.0), MultiplyAdds(20, 36, 5.0, size=224)
+    assert repr(Budget(Sensitivity(), small)) == repr(Budget(Sensitivity(), MultiplyAdds(3, 8, 5.0)))
+    assert len({repr(Budget(Sensitivity(), cost)) for cost in (small, large, MultiplyAdds(3, 8, 5.0000001))}) == 3
 
 
 def decided_without_scores() -> Any:
@@ -231,6 +280,9 @@ def test_searches_and_ensembles_keep_to_a_budget(tmp_path: Path, capfd: pytest.C
     assert ops == [cells.edges[e].ops[o] for e, o in enumerate(best[1])]
     for member in members:
         assert convolutions(member) <= 1
+    page = tmp_path / "page.html"
+    assert main(["report", str(members[0]), "-o", str(page)]) == 0
+    assert "gives up 0." in page.read_text()
     # Decided anew without room for any, from the same supernet.
     supernet = f"--supernet={members[0] / 'checkpoints' / 'search.ckpt'}"
     assert main(["select", supernet, *budget(tmp_path, 0), f"--trainer.default_root_dir={tmp_path / 'none'}"]) == 0

@@ -197,6 +197,12 @@ def test_a_long_search_keeps_few_samples(monkeypatch: pytest.MonkeyPatch) -> Non
     assert stopped.state()["samples"]["cell"].equal(seen.state()["samples"]["cell"])
 
 
+def test_samples_of_the_first_version_are_read() -> None:
+    seen = SeenSensitivities({"cell": 5})
+    seen.load({"cell": torch.ones(3, 6, 6)})
+    assert (len(seen.samples()["cell"]), seen.steps) == (3, 1)
+
+
 def test_what_a_checkpoint_held_is_brought_to_the_device() -> None:
     seen = SeenSensitivities({"cell": 5})
     seen.load({"samples": {"cell": torch.ones(3, 6, 6)}, "begun": [[torch.ones(6, 6)]], "steps": 2})

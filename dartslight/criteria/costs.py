@@ -39,7 +39,9 @@ class Cost(Criterion):
         self.target, self.coefficient, self.warmup_steps = target, coefficient, warmup_steps
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name}, target={self.target:g})"
+        # A table is told by its name.
+        settings = {name: getattr(value, "name", value) for name, value in vars(self).items() if name[0] != "_"}
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in sorted(settings.items()))})"
 
     @property
     def name(self) -> str:

@@ -93,6 +93,8 @@ class SeenSensitivities:
         return {"samples": self.samples(), "begun": begun, "steps": self.steps}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Takes what a checkpoint has kept."""
+        """Takes what a checkpoint has kept; those of the first version hold the samples alone."""
+        if "steps" not in state:
+            state = {"samples": state, "begun": [], "steps": 1}
         self._samples = {cell: list(state["samples"].get(cell, ())) for cell in self.num_ops}
         self._begun, self.steps = [list(means) for means in state["begun"]], state["steps"]

@@ -6,8 +6,8 @@ with their number; what all of them have in common stays, be it what an operatio
 
 * A score is how much an operation is missed (the loss without it less that of the whole supernet or, where that was not
   measured, of the candidate that is missed least; likewise for accuracy and divergence), its sensitivity, or its mixing
-  weight. Negative ones count as 0. Those of all edges of a cell type are divided by their sum, so that every supernet
-  has the same say.
+  weight. Negative ones count as 0. Those of all edges of all cell types are divided by their sum, so that every
+  supernet has the same say.
 * Which inputs a node keeps follows in the same way from the scores of its edges, divided by their sum for each node. A
   progressive rule scores some edges several times; the first score, with all other edges in place, counts.
 * The standard error of a margin is that of its mean over supernets, which contains that over pictures.
@@ -46,11 +46,13 @@ def average(space: SearchSpace, members: Sequence[Sequence[Decision]]) -> Outcom
             "search.ckpt of each by a rule that scores operations and average that, such as Sensitivity or LeaveOneOut."
         )
     choices, decisions = Choices.everything(space), []
+    of_cells = {c.name: [[d for d in decided if d.cell == c.name] for decided in members] for c in space.cells}
+    scored = [{c: operation_scores(space.cell(c), own[i]) for c, own in of_cells.items()} for i in range(len(members))]
+    scores = _normalised([{(c, *key): v for c, own in of.items() for key, v in own.items()} for of in scored])
     for cell in space.cells:
-        of_cell = [[d for d in decided if d.cell == cell.name] for decided in members]
-        scores = _normalised([operation_scores(cell, decided) for decided in of_cell])
+        of_cell = of_cells[cell.name]
         for e in choices.undecided(cell.name):
-            own = {(e, o): values for (edge, o), values in scores.items() if edge == e}
+            own = {(e, o): values for (name, edge, o), values in scores.items() if (name, edge) == (cell.name, e)}
             if not own:
                 raise _unscored(f"edge {cell.edges[e]} of the {cell.name} cell")
             stay, decision = _strongest(cell, own, "operation", 1)

@@ -8,7 +8,8 @@ Such a sum under one constraint is a multiple-choice knapsack problem, solved he
 "Generalized Lagrange multiplier method", Operations Research 11, 1963): a linear substitute of the cost gives every
 operation a price, and the multiplier of the prices at which the best architecture just meets the target gives an order
 in which architectures are looked at, the promising ones first. Each that may be affordable is measured itself, until
-none that is left can have a larger sum. With a cost that is a sum over operations the answer is the best one there is.
+none that is left can have a larger sum. With a cost that is a sum over operations the answer is the best one there is,
+unless too many would have to be looked at; then it is the best of those that were.
 """
 
 import heapq
@@ -26,12 +27,14 @@ from dartslight.genotype import Genotype
 from dartslight.seeding import derived_seed
 from dartslight.selection.average import edge_of, operation_scores
 from dartslight.selection.rule import Decision, Outcome, Rule, Schedule, SearchPlan, Supernet, Tuning
+from dartslight.selection.strongest import Magnitude
 from dartslight.spaces import Cell, Choices, EdgeKey, SearchSpace
 
 _BUDGET = 10  # what a derived seed is for
 _RIDGE = 1e-6  # an edge always has one operation, so prices are only known up to a constant but for this
 _SLACK = 4.0  # mean errors by which the prices may be wrong about an architecture
-_LOOKED_AT = 5000  # architectures at most
+_LOOKED_AT, _MEASURED = 5000, 500  # architectures at most
+_ROUNDING = 1e-9  # of a target
 _LARGEST_MULTIPLIER = 1e30
 
 Options = Mapping[EdgeKey, Mapping[int, float]]
@@ -44,6 +47,9 @@ Picks = tuple[int, ...]
 class Budget(Rule):
     """Keeps the best architecture by another rule's scores that costs no more than a target.
 
+    What the rule itself limits beside its scores, such as a threshold or a number of skip connections, holds for what
+    it would keep, not for what takes its place.
+
     Args:
         rule: A rule that scores all operations of all edges in one decision, such as Sensitivity or LeaveOneOut.
         cost: What architectures cost; its target is what the kept one may. Its coefficient is for searches.
@@ -52,6 +58,11 @@ class Budget(Rule):
 
     def __init__(self, rule: Rule, cost: Cost, cost_samples: int = 200) -> None:
         check_least(10, cost_samples=cost_samples)
+        if isinstance(rule, Budget):
+            raise InputError(
+                "Budget keeps to one cost, and would forget that of a Budget as its rule; give a rule such as "
+                "Sensitivity or LeaveOneOut, and the cost that is the tighter one."
+            )
         if not rule.needs_search:
             raise InputError(
                 f"Budget takes the scores of a supernet that has been searched, but {type(rule).__name__} needs none; "
@@ -71,6 +82,11 @@ class Budget(Rule):
         """
         self.cost.check(plan.space, draws_inputs=True)
         schedule = self.rule.schedule(plan)
+        if plan.draws_inputs and isinstance(self.rule, Magnitude):
+            raise InputError(
+                "Budget needs scores of operations, but Magnitude decides slots of nodes where inputs are drawn; give "
+                "Sensitivity or LeaveOneOut."
+            )
         if len(schedule.points) > 1:
             raise InputError(
                 f"Budget needs all scores at once, but {type(self.rule).__name__} decides in {len(schedule.points)} "
@@ -99,20 +115,19 @@ class Budget(Rule):
         Raises:
             InputError: If the scores are missing, or nothing is found that costs so little.
         """
-        offer = _Offer(space, outcome.choices, _options(space, outcome), self.cost)
-        wanted = offer.picks_of(outcome.choices)
-        usual = offer.measured(wanted)
-        best = wanted
+        usual = spent = self.cost.measure(Genotype.from_choices(space, outcome.choices))
         if usual > self.cost.target:
+            offer = _Offer(space, outcome.choices, _options(space, outcome), self.cost)
             prices = offer.prices(self.cost_samples, random.Random(derived_seed(seed, _BUDGET)))
             best = offer.best_under(self.cost.target, prices)
+            choices, spent = offer.choices(best), offer.measured(best)
+            decisions = tuple(_amended(space, decision, choices) for decision in outcome.decisions)
+            outcome = replace(outcome, choices=choices, decisions=decisions)
         print(
-            f"Budget: {self.cost.name} may be {self.cost.target:.6g} and is {offer.measured(best):.6g}; without a "
-            f"budget it would be {usual:.6g}."
+            f"Budget: {self.cost.name} may be {self.cost.target:.6g} and is {spent:.6g}; without a budget it would be "
+            f"{usual:.6g}."
         )
-        choices = offer.choices(best)
-        decisions = tuple(_amended(space, decision, choices) for decision in outcome.decisions)
-        return replace(outcome, choices=choices, decisions=decisions)
+        return outcome
 
 
 @dataclass
@@ -133,10 +148,6 @@ class _Offer:
 
     def __post_init__(self) -> None:
         self._known: dict[Picks, float] = {}
-
-    def picks_of(self, choices: Choices) -> Picks:
-        """Returns the operations of an architecture."""
-        return tuple(choices.of(cell)[e][0] for cell, e in self.scores)
 
     def choices(self, picks: Picks) -> Choices:
         """Returns the architecture of some operations."""
@@ -177,12 +188,15 @@ class _Offer:
             InputError: If none is found.
         """
         scores = list(self.scores.values())
+        self.measured(tuple(min(price, key=price.__getitem__) for price in prices.of_edges))  # the cheapest, probably
+        affordable = [picks for picks, cost in self._known.items() if cost <= target]
+        best = max(affordable, key=lambda picks: _total(scores, picks), default=None)
+        largest = -math.inf if best is None else _total(scores, best)
         room = target - prices.base + _SLACK * prices.error
-        multiplier = _multiplier(scores, prices.of_edges, target - prices.base)
-        best, largest = None, -math.inf
-        in_order = _in_order(scores, prices.of_edges, multiplier)
+        multiplier = _multiplier(scores, prices.of_edges, target - prices.base + _ROUNDING * abs(target))
+        in_order, most = _in_order(scores, prices.of_edges, multiplier), len(self._known) + _MEASURED
         for picks, value in itertools.islice(in_order, _LOOKED_AT):
-            if value + multiplier * room <= largest:
+            if value + multiplier * room <= largest or len(self._known) >= most:
                 break  # no later one that may be affordable has a larger sum
             score = _total(scores, picks)
             if score > largest and _total(prices.of_edges, picks) <= room and self.measured(picks) <= target:
