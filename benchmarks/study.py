@@ -20,8 +20,9 @@ The second part compares selections: twelve seeds of DARTS, numbered from 100, e
 scores of three supernets averaged (disjoint triples of seeds in order). What is seen in the search is that of its last
 three epochs.
 
-The third part asks whether sensitivities of the whole search decide better than those of its last epochs. That was
-found on the seeds 200 to 205; here are twelve more, numbered from 300.
+The third part asks what makes sensitivity better: what the architecture steps of the whole search have seen, a longer
+search, a supernet of six cells or of sixteen channels. It was looked for on the seeds from 200, and what seemed to help
+was asked again on those from 300 (the supernet of the other parts) and from 400 (sixteen channels).
 """
 
 import itertools
@@ -39,7 +40,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, which --list need not wait f
 
 SEEDS = (0, 1, 2, 3)
 RULE_SEEDS = tuple(range(100, 112))
-WHOLE_SEEDS = tuple(range(300, 312))
 _STRATEGIES, _RULES = "dartslight.strategies", "dartslight.selection"
 
 SETTING: dict[str, Any] = {
@@ -125,6 +125,14 @@ ONE_SHOT: dict[str, dict[str, Any]] = {
 }
 """What decides it as well in the second part."""
 
+VARIANTS: dict[str, tuple[Sequence[int], dict[str, Any]]] = {
+    "DARTS": ((*range(200, 206), *range(300, 312)), {}),
+    "DARTS, 20 epochs": (range(200, 206), {"trainer": {"max_epochs": 20}}),
+    "DARTS, six cells": (range(200, 206), {"model": {"num_cells": 6}}),
+    "DARTS, sixteen channels": ((*range(200, 204), *range(400, 406)), {"model": {"init_channels": 16}}),
+}
+"""The searches of the third part, their seeds and what they change; all keep the sensitivities of the whole search."""
+
 WHOLE: dict[str, dict[str, Any]] = {
     "magnitude": SELECTIONS["magnitude"],
     "sensitivity": ONE_SHOT["sensitivity"],
@@ -149,7 +157,8 @@ ON_THE_WAY: dict[str, dict[str, Any]] = {
 
 RUNS = [
     *((name, seed) for name in dict.fromkeys((*STRATEGIES, *ON_THE_WAY)) for seed in SEEDS),
-    *(("DARTS", seed) for seed in (*RULE_SEEDS, *WHOLE_SEEDS)),
+    *(("DARTS", seed) for seed in RULE_SEEDS),
+    *((variant, seed) for variant, (seeds, _) in VARIANTS.items() for seed in seeds),
 ]
 
 
@@ -173,7 +182,7 @@ def run(index: int, folder: Path, given: Any) -> list[dict[str, Any]]:
         ten, hundred = true_accuracies(table, arch)
         row = {"strategy": strategy, "selection": selection, "seed": seed, "arch": arch}
         row |= {"cifar10": ten, "cifar100": hundred, "seconds": seconds}
-        found.append(row | ({"scores": scores_of(version)} if seed in (*RULE_SEEDS, *WHOLE_SEEDS) else {}))
+        found.append(row | ({"scores": scores_of(version)} if seed not in SEEDS else {}))
     return found
 
 
@@ -199,7 +208,10 @@ def decided(strategy: str, seed: int, folder: Path, data: str) -> list[tuple[str
     config = json.loads(json.dumps(SETTING))
     config["seed_everything"] = seed
     config["model"]["init_args"] |= STRATEGIES.get(strategy, {})
-    config["model"]["init_args"]["sensitivity_epochs"] = None if seed in WHOLE_SEEDS else 3
+    seeds, changes = VARIANTS.get(strategy, ((), {}))
+    if seed in seeds:
+        config["trainer"] |= changes.get("trainer", {})
+        config["model"]["init_args"] |= {**changes.get("model", {}), "sensitivity_epochs": None}
     config["data"]["init_args"] |= {"root": data, "cache_dir": str(folder.parent / "cache")}
     if strategy in ON_THE_WAY:
         return [(strategy, *decide("fit", {**config, "selection": ON_THE_WAY[strategy]}, folder / "fit"))]
@@ -207,7 +219,7 @@ def decided(strategy: str, seed: int, folder: Path, data: str) -> list[tuple[str
     decide("fit", config, folder / "search")
     learns = strategy != "blank"
     rules = {name: rule for name, rule in SELECTIONS.items() if learns or name.startswith("perturbation")}
-    rules = WHOLE if seed in WHOLE_SEEDS else rules | (ONE_SHOT if seed in RULE_SEEDS else {})
+    rules = WHOLE if seed in seeds else rules | (ONE_SHOT if seed in RULE_SEEDS else {})
     return [
         (name, *decide("select", {"selection": rule}, folder / str(i), f"--supernet={last}"))
         for i, (name, rule) in enumerate(rules.items())
@@ -224,22 +236,18 @@ def report(rows: Sequence[dict[str, Any]], given: Any) -> str:
     table = Table.read(given.table)
     names = list(dict.fromkeys(name for name, _ in RUNS))
     rows = sorted(rows, key=lambda row: (names.index(row["strategy"]), row["seed"]))
-    parts = [[row for row in rows if row["seed"] in seeds] for seeds in (SEEDS, RULE_SEEDS, WHOLE_SEEDS)]
+    first, second = ([row for row in rows if row["seed"] in seeds] for seeds in (SEEDS, RULE_SEEDS))
     texts = [
-        compared(parts[0]),
-        averaged(parts[1], RULE_SEEDS, table),
-        averaged(parts[2], WHOLE_SEEDS, table),
+        compared(first),
+        averaged(second, table),
+        varied([row for row in rows if row["seed"] not in (*SEEDS, *RULE_SEEDS)], table),
         "Without a search (CIFAR-10 / CIFAR-100): " + controls(table),
     ]
     return "\n\n".join(text for text in texts if text)
 
 
-def averaged(rows: Sequence[dict[str, Any]], seeds: Sequence[int], table: "Table") -> str:
+def averaged(rows: Sequence[dict[str, Any]], table: "Table") -> str:
     """Returns every rule on single supernets, and on the averaged scores of three, as Markdown."""
-    from dartslight.genotype import Genotype
-    from dartslight.selection.average import average
-    from dartslight.spaces import NASBENCH201
-
     if not rows:
         return ""
     lines = [
@@ -250,18 +258,45 @@ def averaged(rows: Sequence[dict[str, Any]], seeds: Sequence[int], table: "Table
     for row in rows:
         by_rule.setdefault(row["selection"], {})[row["seed"]] = row
     for selection, own in by_rule.items():
-        triples = [t for t in zip(*[iter(seeds)] * 3, strict=True) if own.keys() >= set(t)]
-        found = []
-        for triple in triples:
-            outcome = average(NASBENCH201, [decisions_of(own[seed]["scores"]) for seed in triple])
-            arch = Genotype.from_choices(NASBENCH201, outcome.choices).to_nasbench201()
-            found.append(true_accuracies(table, arch))
+        triples = [t for t in zip(*[iter(RULE_SEEDS)] * 3, strict=True) if own.keys() >= set(t)]
+        found = [together([own[seed] for seed in triple], table) for triple in triples]
         single = [spread([row[key] for row in own.values()]) for key in ("cifar10", "cifar100")]
-        together = [spread([values[i] for values in found]) if found else "" for i in range(2)]
+        both = [spread([values[i] for values in found]) if found else "" for i in range(2)]
         against = "" if selection == "magnitude" else paired_words(own, by_rule.get("magnitude", {}))
-        cells = [selection, str(len(own)), *single, against, str(len(triples)), *together]
+        cells = [selection, str(len(own)), *single, against, str(len(triples)), *both]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def varied(rows: Sequence[dict[str, Any]], table: "Table") -> str:
+    """Returns every search of the third part, decided by single supernets and by the averaged scores of any three."""
+    if not rows:
+        return ""
+    lines = [
+        "| search | seeds | selection | one supernet | CIFAR-100 | any three | CIFAR-100 | all |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["strategy"], row["seed"] // 100 * 100, row["selection"]), []).append(row)
+    for (search, first, selection), own in groups.items():
+        triples = [together(triple, table) for triple in itertools.combinations(own, 3)]
+        single = [spread([row[key] for row in own]) for key in ("cifar10", "cifar100")]
+        any_three = [spread([values[i] for values in triples]) for i in range(2)] if triples else ["", ""]
+        seeds = f"{first} to {first + len(own) - 1}"
+        cells = [search, seeds, selection, *single, *any_three, f"{together(own, table)[0]:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def together(rows: Sequence[dict[str, Any]], table: "Table") -> tuple[float, float]:
+    """Returns the true accuracies of what the averaged scores of some supernets decide."""
+    from dartslight.genotype import Genotype
+    from dartslight.selection.average import average
+    from dartslight.spaces import NASBENCH201
+
+    outcome = average(NASBENCH201, [decisions_of(row["scores"]) for row in rows])
+    return true_accuracies(table, Genotype.from_choices(NASBENCH201, outcome.choices).to_nasbench201())
 
 
 def decisions_of(scores: Sequence[Sequence[Any]]) -> "list[Decision]":
