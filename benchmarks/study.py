@@ -28,7 +28,7 @@ was asked again on those from 300 (the supernet of the other parts) and from 400
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,8 +125,9 @@ ONE_SHOT: dict[str, dict[str, Any]] = {
 }
 """What decides it as well in the second part."""
 
+FRESH_SEEDS = range(300, 312)
 VARIANTS: dict[str, tuple[Sequence[int], dict[str, Any]]] = {
-    "DARTS": ((*range(200, 206), *range(300, 312)), {}),
+    "DARTS": ((*range(200, 206), *FRESH_SEEDS), {}),
     "DARTS, 20 epochs": (range(200, 206), {"trainer": {"max_epochs": 20}}),
     "DARTS, six cells": (range(200, 206), {"model": {"num_cells": 6}}),
     "DARTS, sixteen channels": ((*range(200, 204), *range(400, 406)), {"model": {"init_channels": 16}}),
@@ -203,16 +204,22 @@ def scores_of(version: Path) -> list[list[Any]]:
     ]
 
 
+def setting(seed: int, folder: Path, data: str) -> dict[str, Any]:
+    """Returns a configuration of what all runs share, for a run in a folder."""
+    config: dict[str, Any] = json.loads(json.dumps(SETTING))
+    config["seed_everything"] = seed
+    config["data"]["init_args"] |= {"root": data, "cache_dir": str(folder.parent / "cache")}
+    return config
+
+
 def decided(strategy: str, seed: int, folder: Path, data: str) -> list[tuple[str, Path, float]]:
     """Searches once and returns selection, folder and seconds of each rule."""
-    config = json.loads(json.dumps(SETTING))
-    config["seed_everything"] = seed
+    config = setting(seed, folder, data)
     config["model"]["init_args"] |= STRATEGIES.get(strategy, {})
     seeds, changes = VARIANTS.get(strategy, ((), {}))
     if seed in seeds:
         config["trainer"] |= changes.get("trainer", {})
         config["model"]["init_args"] |= {**changes.get("model", {}), "sensitivity_epochs": None}
-    config["data"]["init_args"] |= {"root": data, "cache_dir": str(folder.parent / "cache")}
     if strategy in ON_THE_WAY:
         return [(strategy, *decide("fit", {**config, "selection": ON_THE_WAY[strategy]}, folder / "fit"))]
     last = folder / "search" / "version_0" / "checkpoints" / "last.ckpt"
@@ -260,8 +267,7 @@ def averaged(rows: Sequence[dict[str, Any]], table: "Table") -> str:
     for selection, own in by_rule.items():
         triples = [t for t in zip(*[iter(RULE_SEEDS)] * 3, strict=True) if own.keys() >= set(t)]
         found = [together([own[seed] for seed in triple], table) for triple in triples]
-        single = [spread([row[key] for row in own.values()]) for key in ("cifar10", "cifar100")]
-        both = [spread([values[i] for values in found]) if found else "" for i in range(2)]
+        single, both = both_spreads(list(map(known, own.values()))), both_spreads(found)
         against = "" if selection == "magnitude" else paired_words(own, by_rule.get("magnitude", {}))
         cells = [selection, str(len(own)), *single, against, str(len(triples)), *both]
         lines.append("| " + " | ".join(cells) + " |")
@@ -281,12 +287,21 @@ def varied(rows: Sequence[dict[str, Any]], table: "Table") -> str:
         groups.setdefault((row["strategy"], row["seed"] // 100 * 100, row["selection"]), []).append(row)
     for (search, first, selection), own in groups.items():
         triples = [together(triple, table) for triple in itertools.combinations(own, 3)]
-        single = [spread([row[key] for row in own]) for key in ("cifar10", "cifar100")]
-        any_three = [spread([values[i] for values in triples]) for i in range(2)] if triples else ["", ""]
+        single, any_three = both_spreads(list(map(known, own))), both_spreads(triples)
         seeds = f"{first} to {first + len(own) - 1}"
         cells = [search, seeds, selection, *single, *any_three, f"{together(own, table)[0]:.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def known(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Returns the true accuracies of a row: CIFAR-10 and CIFAR-100."""
+    return row["cifar10"], row["cifar100"]
+
+
+def both_spreads(found: Sequence[tuple[float, float]]) -> list[str]:
+    """Returns mean and standard deviation of some true accuracies, for each data set, or nothing."""
+    return [spread(values) for values in zip(*found, strict=True)] if found else ["", ""]
 
 
 def together(rows: Sequence[dict[str, Any]], table: "Table") -> tuple[float, float]:
@@ -323,15 +338,15 @@ def compared(rows: Sequence[dict[str, Any]]) -> str:
         own = {r["seed"]: r for r in group}
         base = {r["seed"]: r for r in rows if (r["strategy"], r["selection"]) == (strategy, "magnitude")}
         against = "" if selection == "magnitude" else paired_words(own, base)
-        ten, hundred = ([r[key] for r in own.values()] for key in ("cifar10", "cifar100"))
-        lines.append(f"| {strategy} | {selection} | {len(own)} | {spread(ten)} | {spread(hundred)} | {against} |")
+        cells = [strategy, selection, str(len(own)), *both_spreads(list(map(known, own.values()))), against]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def controls(known: "Table") -> str:
+def controls(table: "Table") -> str:
     """Returns what needs no search."""
     titles = ("cifar10_test", "cifar100_test")
-    return "; ".join(f"{name} {' / '.join(of[t] for t in titles)}" for name, of in known.controls().items()) + "."
+    return "; ".join(f"{name} {' / '.join(of[t] for t in titles)}" for name, of in table.controls().items()) + "."
 
 
 def paired_words(own: dict[int, dict[str, Any]], base: dict[int, dict[str, Any]]) -> str:

@@ -27,7 +27,6 @@ random ones take, with and without the latency in the loss.
 """
 
 import csv
-import json
 import random
 import re
 import statistics
@@ -36,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resumable import Study, decide, spread
-from study import SETTING, true_accuracies
+from study import setting, true_accuracies
 
 if TYPE_CHECKING:  # torch takes seconds to import, which --list need not wait for
     from dartslight.genotype import Genotype
@@ -73,8 +72,8 @@ def name_of(kind: str, what: float | str, seed: int) -> str:
     return re.sub("[^A-Za-z0-9.+-]+", "_", f"{kind} {what} seed {seed}")
 
 
-def config_of(kind: str, what: float | str, seed: int, latency: str) -> dict[str, Any]:
-    """Returns the configuration of a run but for the pictures."""
+def changed(config: dict[str, Any], kind: str, what: float | str, latency: str) -> dict[str, Any]:
+    """Returns the setting of the study with what a run changes in it."""
     criteria: list[dict[str, Any]] = [{"class_path": f"{_CRITERIA}.CrossEntropy"}]
     estimator = "Rebar"
     if kind == "estimator":
@@ -90,8 +89,6 @@ def config_of(kind: str, what: float | str, seed: int, latency: str) -> dict[str
             "cost_samples": 16,
         },
     }
-    config: dict[str, Any] = json.loads(json.dumps(SETTING))
-    config["seed_everything"] = seed
     config["model"]["init_args"] |= {**SEARCH, "gradient": gradient}
     config["selection"] = {"class_path": "dartslight.selection.Magnitude"}
     if kind == "estimator":
@@ -109,8 +106,7 @@ def take(index: int, folder: Path, given: Any) -> list[dict[str, Any]]:
         return [take_mobile(str(what), seed, folder, given)]
     if kind == "budget":
         return take_budgets(seed, folder, given)
-    config = config_of(kind, what, seed, given.latency)
-    config["data"]["init_args"] |= {"root": given.data, "cache_dir": str(folder.parent / "cache")}
+    config = changed(setting(seed, folder, given.data), kind, what, given.latency)
     version, seconds = decide("fit", config, folder)
     arch = Genotype.load(version / "genotype.json").to_nasbench201()
     ten, hundred = true_accuracies(Table.read(given.table), arch)
@@ -135,10 +131,8 @@ def take_budgets(seed: int, folder: Path, given: Any) -> list[dict[str, Any]]:
     from dartslight.benchmarks import Table
     from dartslight.genotype import Genotype
 
-    config: dict[str, Any] = json.loads(json.dumps(SETTING))
-    config["seed_everything"] = seed
+    config = setting(seed, folder, given.data)
     config["model"]["init_args"]["sensitivity_epochs"] = None
-    config["data"]["init_args"] |= {"root": given.data, "cache_dir": str(folder.parent / "cache")}
     search, _ = decide("fit", config, folder / "search")
     accuracies, latencies, rows = Table.read(given.table), Table.read(given.latency), []
     for device, targets in TARGETS.items():
@@ -181,13 +175,11 @@ def take_mobile(term: str, seed: int, folder: Path, given: Any) -> dict[str, Any
         "class_path": f"{_STRATEGIES}.ScoreFunction",
         "init_args": {"criteria": criteria, "cost_samples": 2, "surrogate_samples": 200},
     }
-    config: dict[str, Any] = json.loads(json.dumps(SETTING))
-    config["seed_everything"] = seed
+    config = setting(seed, folder, given.data)
     config["trainer"]["max_epochs"] = MOBILE_EPOCHS
     config["model"]["init_args"] |= {**SEARCH, **MOBILE, "space": "mobile_small", "gradient": gradient}
     config["model"]["init_args"]["alpha_warmup_epochs"] = MOBILE_WARMUP
     config["selection"] = {"class_path": "dartslight.selection.Magnitude"}
-    config["data"]["init_args"] |= {"root": given.data, "cache_dir": str(folder.parent / "cache")}
     version, seconds = decide("fit", config, folder)
     chosen = Genotype.load(version / "genotype.json")
     with (version / "metrics.csv").open(newline="") as file:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from study import RULE_SEEDS, decisions_of, true_accuracies  # noqa: E402
+from study import FRESH_SEEDS, RULE_SEEDS, decisions_of, true_accuracies  # noqa: E402
 
 from dartslight.benchmarks import Table  # noqa: E402
 from dartslight.genotype import Genotype  # noqa: E402
@@ -36,7 +36,6 @@ RULES = {
     "sensitivity, seen in the whole search": "#000000",
 }
 WHOLE = "sensitivity, seen in the whole search"
-FRESH_SEEDS = tuple(range(300, 312))
 GROUPS = 200
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dartslight.callbacks.live_supernet import LiveSupernet
 from dartslight.callbacks.scores_file import ScoresFile
-from dartslight.criteria import Cost, TableCost
+from dartslight.criteria import TableCost
 from dartslight.genotype import Genotype
 from dartslight.modules import SearchModule
 from dartslight.nets import Supernet
@@ -145,11 +145,3 @@ class Noted(TableCost):
     def measure(self, genotype: Genotype) -> float:
         (self.folder / f"measured_{torch.distributed.get_rank()}").touch()
         return super().measure(genotype)
-
-
-class OnFirst(Cost):
-    """The number of convolutions of 3x3, which the first device alone may tell."""
-
-    def measure(self, genotype: Genotype) -> float:
-        assert os.environ["LOCAL_RANK"] == "0"
-        return float(sum(edge.ops[0] == "nor_conv_3x3" for cell in genotype.cells for edge in cell.edges))

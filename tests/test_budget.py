@@ -299,9 +299,10 @@ def test_a_table_of_another_space_is_refused(tmp_path: Path, capfd: pytest.Captu
 @pytest.mark.parametrize("target", [1, 0])
 def test_the_first_device_measures_for_all(tmp_path: Path, forks: Any, target: int) -> None:
     words = ["fit", *QUICK, f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu"]
-    words += ["--trainer.devices=2", "--data.batch_size=8", "--model.space=nasbench201", f"--selection={RULE}.Budget"]
-    words += [f"--selection.rule={RULE}.LeaveOneOut", "--selection.cost=ddp_probe.OnFirst"]
-    succeed(start_devices(forks, 2, tmp_path, main, [*words, f"--selection.cost.target={target}"]))
+    words += ["--trainer.devices=2", "--data.batch_size=8", "--model.space=nasbench201", *budget(tmp_path, target)]
+    words += ["--selection.cost=ddp_probe.Noted", f"--selection.cost.folder={tmp_path}"]
+    succeed(start_devices(forks, 2, tmp_path, main, words))
+    assert [path.name for path in tmp_path.glob("measured_*")] == ["measured_0"]
     assert convolutions(newest(tmp_path)) <= target
-    said = [(tmp_path / f"log_2_{rank}").read_text().count("Budget: OnFirst may be") for rank in range(2)]
+    said = [(tmp_path / f"log_2_{rank}").read_text().count("Budget: convolutions may be") for rank in range(2)]
     assert said == [1, 0]

@@ -9,11 +9,13 @@ _FITTED = 0.8  # UNAS: the share of the samples that is fitted to; the others te
 
 
 def ridge(features: Tensor, values: Tensor, strength: float = 1.0) -> Tensor:
-    """Returns the weights, (features,), that minimise |features @ weights - values|^2 + strength * |weights|^2.
+    """Returns the weights that minimise |features @ weights - values|^2 + strength * |weights|^2.
+
+    They are (features,), or (features, columns) if there are several columns of values.
 
     Args:
         features: (samples, features).
-        values: (samples,).
+        values: (samples,) or (samples, columns).
         strength: How much large weights count.
     """
     gram, length = features.T @ features, features.shape[1]

@@ -46,11 +46,10 @@ def average(space: SearchSpace, members: Sequence[Sequence[Decision]]) -> Outcom
             "search.ckpt of each by a rule that scores operations and average that, such as Sensitivity or LeaveOneOut."
         )
     choices, decisions = Choices.everything(space), []
-    of_cells = {c.name: [[d for d in decided if d.cell == c.name] for decided in members] for c in space.cells}
-    scored = [{c: operation_scores(space.cell(c), own[i]) for c, own in of_cells.items()} for i in range(len(members))]
-    scores = _normalised([{(c, *key): v for c, own in of.items() for key, v in own.items()} for of in scored])
+    scores = _normalised(
+        [{(c.name, *key): v for c in space.cells for key, v in operation_scores(c, own).items()} for own in members]
+    )
     for cell in space.cells:
-        of_cell = of_cells[cell.name]
         for e in choices.undecided(cell.name):
             own = {(e, o): values for (name, edge, o), values in scores.items() if (name, edge) == (cell.name, e)}
             if not own:
@@ -62,7 +61,7 @@ def average(space: SearchSpace, members: Sequence[Sequence[Decision]]) -> Outcom
             kept = {e: choices.of(cell.name)[e][0] for e in choices.kept(cell.name) if cell.edges[e].node == node}
             if space.inputs_per_node is None or len(kept) <= space.inputs_per_node:
                 continue
-            of_edges = _normalised([_edge_scores(cell, node, decided) for decided in of_cell])
+            of_edges = _normalised([_edge_scores(cell, node, decided) for decided in members])
             if set(of_edges) != set(kept):
                 raise _unscored(f"all inputs of node {node} of the {cell.name} cell")
             own = {(e, o): of_edges[e] for e, o in kept.items()}
@@ -79,14 +78,14 @@ def operation_scores(cell: Cell, decided: Sequence[Decision]) -> dict[tuple[int,
 
     Args:
         cell: The cell type.
-        decided: Its decisions.
+        decided: Decisions, of which those of other cell types are passed over.
 
     Raises:
         InputError: If a score is missing, or of a candidate that the cell does not have.
     """
     found = {}
     for decision in decided:
-        if decision.kind == "operation":
+        if decision.cell == cell.name and decision.kind == "operation":
             for c, score in _scores(decision, decision.candidates):
                 e = edge_of(cell, c)
                 if c.op not in cell.edges[e].ops:
@@ -99,7 +98,7 @@ def _edge_scores(cell: Cell, node: int, decided: Sequence[Decision]) -> dict[int
     """The first score of each edge into a node that a supernet was decided with."""
     found: dict[int, float] = {}
     for decision in decided:
-        if decision.kind == "inputs" and decision.candidates[0].node == node:
+        if (decision.cell, decision.kind) == (cell.name, "inputs") and decision.candidates[0].node == node:
             # One round after another; the first one has each edge once.
             edges = len({c.source for c in decision.candidates})
             for c, score in _scores(decision, decision.candidates[:edges]):

@@ -16,7 +16,7 @@ import heapq
 import itertools
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,7 +28,7 @@ from dartslight.seeding import derived_seed
 from dartslight.selection.average import edge_of, operation_scores
 from dartslight.selection.rule import Decision, Outcome, Rule, Schedule, SearchPlan, Supernet, Tuning
 from dartslight.selection.strongest import Magnitude
-from dartslight.spaces import Cell, Choices, EdgeKey, SearchSpace
+from dartslight.spaces import Choices, EdgeKey, SearchSpace
 
 _BUDGET = 10  # what a derived seed is for
 _RIDGE = 1e-6  # an edge always has one operation, so prices are only known up to a constant but for this
@@ -171,10 +171,12 @@ class _Offer:
         features[:, -1] = 1
         for row, picks in zip(features, drawn, strict=True):
             row[[places[place] for place in enumerate(picks)]] = 1
-        weights = ridge(features, costs, _RIDGE)
+        of_costs = ridge(
+            features, torch.eye(samples, dtype=torch.float64), _RIDGE
+        )  # the weights are linear in the costs
+        weights = of_costs @ costs
         # Each architecture's error by the prices that the others alone would give.
-        gram = features.T @ features + _RIDGE * torch.eye(features.shape[1], dtype=torch.float64)
-        leverage = (features @ torch.linalg.inv(gram) * features).sum(dim=1)
+        leverage = (features * of_costs.T).sum(dim=1)
         errors = (features @ weights - costs) / (1 - leverage).clamp_min(_RIDGE)
         of_edges: list[dict[int, float]] = [{} for _ in self.scores]
         for (k, o), i in places.items():
@@ -273,7 +275,7 @@ def _options(space: SearchSpace, outcome: Outcome) -> dict[EdgeKey, dict[int, fl
     found: dict[EdgeKey, dict[int, float]] = {}
     for cell in space.cells:
         kept = outcome.choices.kept(cell.name)
-        for (e, o), score in operation_scores(cell, _of(outcome.decisions, cell)).items():
+        for (e, o), score in operation_scores(cell, outcome.decisions).items():
             if e in kept and cell.edges[e].ops[o] != "none":
                 found.setdefault((cell.name, e), {})[o] = score
     # An edge that the rule itself has left out, by keeping none, stays so.
@@ -284,10 +286,6 @@ def _options(space: SearchSpace, outcome: Outcome) -> dict[EdgeKey, dict[int, fl
             "as Sensitivity or LeaveOneOut."
         )
     return found
-
-
-def _of(decisions: Iterable[Decision], cell: Cell) -> list[Decision]:
-    return [decision for decision in decisions if decision.cell == cell.name]
 
 
 def _amended(space: SearchSpace, decision: Decision, choices: Choices) -> Decision:
@@ -302,5 +300,5 @@ def _amended(space: SearchSpace, decision: Decision, choices: Choices) -> Decisi
         return decision
     candidates = tuple(replace(c, chosen=c.op == op) for c, op in both)
     scores = operation_scores(cell, [decision])
-    chosen = next(score for (e, o), score in scores.items() if cell.edges[e].ops[o] == kept[0])
+    chosen = scores[places[0], choices.of(cell.name)[places[0]][0]]
     return replace(decision, candidates=candidates, margin=chosen - max(scores.values()), noise=None)
